@@ -1,0 +1,85 @@
+# Every recipe makes what it needs: a .venv with this project in it, renewed when pyproject.toml changes.
+# Needed beforehand: make and Python >= 3.11. CI runs these same recipes (.ci/run).
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+  $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+# Two processes: each starts its own servers, and CI has two cores. PYTEST_ARGS="-n 0 -k name" for one test.
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+# The oldest redis-py that the project supports together with arq, tested in an environment of its own.
+REDIS5 := redis==5.3.1
+REDIS5_TESTS = tests/unit $(wildcard tests/conformance)
+
+VENV := .venv/.installed
+VENV_DOCS := .venv/.installed-docs
+VENV_REDIS5 := .venv-redis5/.installed
+
+# Scripts are checked as Redis sees them: put together from their parts.
+ASSEMBLE_LUA := import pathlib; from stepfleet.storage.scripts import PARTS, script; \
+  out = pathlib.Path(".lua-check"); out.mkdir(exist_ok=True); \
+  [(out / f"{name}.lua").write_text(script(name).source) for name in PARTS]
+
+.PHONY: help demo test test-all test-redis5 check check-lua fmt bench docs clean
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV) ## a workflow on several workers, start to end
+	.venv/bin/python examples/demo/run.py
+
+test: $(VENV) ## the quick suite
+	.venv/bin/pytest $(PYTEST_ARGS) -m "not slow"
+
+test-all: $(VENV) test-redis5 ## everything, slow tests and redis-py 5 too
+	.venv/bin/pytest $(PYTEST_ARGS)
+
+test-redis5: $(VENV_REDIS5) ## the behavioural subset on redis-py 5 with arq
+	.venv-redis5/bin/pytest $(PYTEST_ARGS) -m "not slow" $(REDIS5_TESTS)
+
+check: $(VENV) check-lua ## lint, format, types, layers, Lua, spelling
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+	.venv/bin/codespell
+
+check-lua: $(VENV)
+	@rm -rf .lua-check
+	@.venv/bin/python -c '$(ASSEMBLE_LUA)'
+	@if command -v luacheck >/dev/null; then luacheck --quiet .lua-check; \
+	elif [ -n "$$CI" ]; then echo "luacheck is missing: apt-get install lua-check" >&2; exit 1; \
+	else echo "luacheck is missing, the Lua scripts are not checked (Debian: lua-check)"; fi
+
+fmt: $(VENV) ## format and fix what can be fixed
+	.venv/bin/ruff check --fix-only --quiet .
+	.venv/bin/ruff format .
+
+bench: $(VENV) ## measure this machine
+	.venv/bin/python benchmarks/bench.py
+
+docs: $(VENV_DOCS) ## build the documentation into site/
+	.venv/bin/zensical build --clean --strict
+
+clean: ## remove what the recipes made
+	rm -rf .venv .venv-redis5 .lua-check site
+
+.venv/bin/python:
+	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 ...))
+	$(PYTHON) -m venv .venv
+
+$(VENV): pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,embedded]'
+	@touch $@
+
+$(VENV_DOCS): $(VENV)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+.venv-redis5/bin/python:
+	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 ...))
+	$(PYTHON) -m venv .venv-redis5
+
+$(VENV_REDIS5): pyproject.toml Makefile | .venv-redis5/bin/python
+	.venv-redis5/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[dev,embedded,arq]' '$(REDIS5)'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The command lines: arguments to settings, wiring and documented exit codes."""

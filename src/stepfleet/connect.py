@@ -1,0 +1,92 @@
+"""URL -> connections -> `Client`, and the runtime that `Workflow.run()` takes by default. The composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from stepfleet.client import PATIENCE
+from stepfleet.client import Client as _Client
+from stepfleet.codec import Limits
+from stepfleet.embedded.memory import memory_fleet, memory_runtime
+from stepfleet.embedded.server import dev_server_url
+from stepfleet.settings import Settings, check_redis_url, resolve_redis_url
+from stepfleet.storage.beat import beat_caller
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.keys import Keys
+from stepfleet.storage.link import Link, connector
+from stepfleet.storage.run_store import Bounds
+from stepfleet.workflow import Runtime
+
+
+def fleet_of(url: str, settings: Settings) -> Fleet:
+    """Return the fleet at a URL; nothing is connected yet.
+
+    Raises:
+        SettingsError: the URL is none of redis://, rediss://, unix:// and memory://.
+    """
+    check_redis_url(url)
+    limits = Limits(max_bytes=int(settings.event_limit), max_depth=settings.depth_limit)
+    if url.startswith("memory:"):
+        return memory_fleet(settings.namespace, limits=limits)
+    connect_timeout = settings.connect_timeout.total_seconds()
+    connect = connector(url, connect_timeout=connect_timeout)
+    return Fleet(
+        keys=Keys(settings.namespace),
+        link=lambda name: Link(connect, name=f"stepfleet-{name}"),
+        beat_call=lambda: beat_caller(url, timeout=settings.lease.total_seconds() / 3),
+        bounds=Bounds(retention=settings.retention, stream_limit=settings.stream_limit),
+        limits=limits,
+        inbox_limit=settings.inbox_limit,
+    )
+
+
+class Client(_Client):
+    """Starts runs on a fleet and attaches to them, from any process.
+
+    An async context manager, and a `Runtime`: `Flow(runtime=client).run(...)` submits to the fleet.
+
+    Args:
+        url: the Redis server; without it `STEPFLEET_REDIS_URL`, `REDIS_URL`, `[tool.stepfleet]` in pyproject.toml,
+            or the development server of this folder.
+        namespace: the fleet on that server.
+        types: classes that results and events may carry beside those of the workflows.
+
+    Raises:
+        SettingsError: no server is named anywhere, or a setting is wrong.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, namespace: str | None = None, types: Iterable[type] = ()
+    ) -> None:
+        settings = Settings(namespace=namespace)
+        super().__init__(
+            fleet_of(resolve_url(url, settings), settings), types=types, patience=PATIENCE
+        )
+
+
+def resolve_url(url: str | None, settings: Settings) -> str:
+    """Return the URL of the Redis server: the argument, the environment, pyproject, this folder's server.
+
+    Raises:
+        SettingsError: none of them names one.
+    """
+    return resolve_redis_url(url, settings, dev_server=dev_server_url)
+
+
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Client] = weakref.WeakKeyDictionary()
+
+
+def default_runtime() -> Runtime:
+    """Return what `Workflow.run()` uses when it is told nothing: `STEPFLEET_REDIS_URL`, else `memory://`."""
+    url = os.environ.get("STEPFLEET_REDIS_URL", "")
+    if not url or url.startswith("memory:"):
+        return memory_runtime()
+    loop = asyncio.get_running_loop()
+    client: Any = _clients.get(loop)
+    if client is None:
+        client = _clients[loop] = Client(url)
+    return client

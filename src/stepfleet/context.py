@@ -1,0 +1,239 @@
+"""`Context`: what a step, a caller or a coming run may do. It records and delegates; it does no I/O itself.
+
+A context has one of three faces: before a run (values for its store), inside a step, and outside, in the
+hands of whoever started or attached to the run. A method used on the wrong face says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
+
+from pydantic import BaseModel
+
+from stepfleet.errors import ContextStateError, WorkflowRuntimeError
+from stepfleet.events import Event
+from stepfleet.store import LocalPort, StateStore, StorePort
+
+StateT = TypeVar("StateT", bound=BaseModel)
+EventT = TypeVar("EventT", bound=Event)
+
+#: Seconds that `wait_for_event` waits unless told otherwise.
+WAIT_TIMEOUT: Final = 2000.0
+
+
+class StepFace(Protocol):
+    """What the context of a running step does; made by the worker."""
+
+    run_id: str
+    idempotency_key: str
+    store: StateStore[Any]
+
+    def send(self, event: Event, step: str | None) -> None: ...
+
+    def publish(self, event: Event) -> None: ...
+
+    def collect(self, event: Event, expected: Sequence[type[Event]], buffer_id: str | None) -> list[Event] | None: ...
+
+    async def wait(
+        self,
+        event_type: type[Event],
+        *,
+        request: Event | None,
+        waiter_id: str | None,
+        requirements: dict[str, Any],
+        timeout: float | None,
+    ) -> Event: ...
+
+
+class RunFace(Protocol):
+    """What the context of a started run does outside of its steps; made by the client."""
+
+    run_id: str
+    store: StateStore[Any]
+
+    def send_soon(self, event: Event, step: str | None) -> None: ...
+
+    def is_done(self) -> bool: ...
+
+
+_step_context: ContextVar[Context[Any] | None] = ContextVar("stepfleet.step_context", default=None)
+
+
+class Context(Generic[StateT]):
+    """State, events and waits of one run.
+
+    A step gets it by annotating a parameter with `Context` or `Context[State]`. `Context(workflow)` made by a
+    caller carries state into `workflow.run(ctx=...)`, and from one run into the next.
+    """
+
+    def __init__(self, workflow: Any = None) -> None:
+        self._workflow = workflow
+        self._step: StepFace | None = None
+        self._run: RunFace | None = None
+        self._local = LocalPort()
+        self._local_store: StateStore[Any] | None = None
+
+    @classmethod
+    def of_step(cls, face: StepFace) -> Context[Any]:
+        """Return the context of a running step."""
+        context: Context[Any] = cls()
+        context._step = face
+        return context
+
+    @staticmethod
+    def get_step_context() -> Context[Any]:
+        """Return the context of the step that is running, without a parameter.
+
+        Raises:
+            WorkflowRuntimeError: no step is running here.
+        """
+        context = _step_context.get()
+        if context is None:
+            raise WorkflowRuntimeError("Context.get_step_context() may only be called from within a step function")
+        return context
+
+    def enter_step(self) -> None:
+        """Make this the context that `get_step_context` finds in the current task."""
+        _step_context.set(self)
+
+    def attach(self, face: RunFace) -> None:
+        """Give a started run to a context made by its caller.
+
+        Raises:
+            ContextStateError: it already has a run that goes on.
+        """
+        if self._run is not None and not self._run.is_done():
+            raise ContextStateError(
+                "Cannot start a new run while context is already running. Wait for completion or use a new Context."
+            )
+        self._run = face
+
+    @property
+    def previous_run(self) -> RunFace | None:
+        """The run that this context was used for last."""
+        return self._run
+
+    @property
+    def initial_values(self) -> dict[str, Any]:
+        """Store values set before any run."""
+        return self._local.values
+
+    # -- everywhere --------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> StateStore[StateT]:
+        """The state that all steps of the run share, on whatever host they run."""
+        if self._step is not None:
+            return cast("StateStore[StateT]", self._step.store)
+        if self._run is not None:
+            return cast("StateStore[StateT]", self._run.store)
+        if self._local_store is None:
+            port: StorePort = self._local
+            self._local_store = StateStore(port, getattr(self._workflow, "state_type", None))
+        return cast("StateStore[StateT]", self._local_store)
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run.
+
+        Raises:
+            ContextStateError: there is no run yet.
+        """
+        face = self._step or self._run
+        if face is None:
+            raise _not_running("run_id")
+        return face.run_id
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the run goes on."""
+        if self._step is not None:
+            return True
+        return self._run is not None and not self._run.is_done()
+
+    def send_event(self, message: Event, step: str | None = None) -> None:
+        """Send an event to every step that accepts it, or to one step.
+
+        In a step it takes effect promptly, while the step still runs, and stays sent when the attempt fails: equal
+        events of one attempt, in the same order, are delivered once however often the attempt runs again.
+
+        Raises:
+            WorkflowRuntimeError: there is no such step, or it does not accept this type.
+            EncodeError: the event cannot travel.
+            ContextStateError: the run was not started.
+        """
+        if self._step is not None:
+            self._step.send(message, step)
+        elif self._run is not None:
+            self._run.send_soon(message, step)
+        else:
+            raise ContextStateError("send_event() called before workflow started. Call workflow.run() first.")
+
+    # -- in a step ---------------------------------------------------------------------------------
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for effects outside of Redis: the same in every execution of this attempt's delivery."""
+        return self._in_step("idempotency_key").idempotency_key
+
+    def write_event_to_stream(self, ev: Event | None) -> None:
+        """Publish an event to the readers of the run, at once.
+
+        Raises:
+            EncodeError: the event cannot travel.
+            ContextStateError: not in a step.
+        """
+        face = self._in_step("write_event_to_stream")
+        if ev is not None:
+            face.publish(ev)
+
+    def collect_events(
+        self, ev: Event, expected: Sequence[type[EventT]], buffer_id: str | None = None
+    ) -> list[EventT] | None:
+        """Keep the event; return all expected ones, in their order, when this is the one that was missing.
+
+        Events are kept by the commit of this execution, so a failed attempt leaves none behind. An event beyond
+        what is expected of its type is dropped.
+
+        Raises:
+            ContextStateError: not in a step.
+        """
+        return cast("list[EventT] | None", self._in_step("collect_events").collect(ev, expected, buffer_id))
+
+    async def wait_for_event(
+        self,
+        event_type: type[EventT],
+        waiter_event: Event | None = None,
+        waiter_id: str | None = None,
+        requirements: dict[str, Any] | None = None,
+        timeout: float | None = WAIT_TIMEOUT,
+    ) -> EventT:
+        """Wait for an event without holding a worker: the step runs again from its top when it comes.
+
+        `waiter_event` is published when the wait begins; `requirements` are field values that the event must have.
+
+        Raises:
+            TimeoutError: nothing came within `timeout` seconds.
+            ContextStateError: not in a step.
+        """
+        event = await self._in_step("wait_for_event").wait(
+            event_type,
+            request=waiter_event,
+            waiter_id=waiter_id,
+            requirements=requirements or {},
+            timeout=timeout,
+        )
+        return cast(EventT, event)
+
+    def _in_step(self, what: str) -> StepFace:
+        if self._step is not None:
+            return self._step
+        if self._run is None:
+            raise _not_running(what)
+        raise ContextStateError(f"{what} is only available from within step functions.")
+
+
+def _not_running(what: str) -> ContextStateError:
+    return ContextStateError(f"{what} requires a running workflow. Call workflow.run() first.")

@@ -1,0 +1,1 @@
+"""The pure middle: values and the decision, no I/O, no clock."""

@@ -1,0 +1,388 @@
+"""What a decision asks Redis to do: a fence, expectations and words. Layer: core, pure.
+
+A `Commit` is a plain value: it can be printed, compared and stored. `core.decide` makes those of deliveries and
+`client` those of callers; `commit.lua` is the only reader. The names are those of the script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Route(NamedTuple):
+    """One stream: the events of one type for one step. Without a step: the system stream of the workflow."""
+
+    workflow: str
+    type: str
+    step: str
+    #: Deliveries of the step in streams per run; 0: no limit.
+    limit: int = 0
+    #: Deliveries of the step in streams over all runs; 0: no limit.
+    ceiling: int = 0
+    #: Every type that the step accepts: what is held for it may belong to the stream of any of them.
+    types: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How the script and the hold list name this stream within its workflow."""
+        return f"{self.type}:{self.step}" if self.step else self.type
+
+
+# -- fences: the proof that a commit may act ---------------------------------------------------------
+
+
+class EntryFence(NamedTuple):
+    """The entry is pending and mine; the commit settles it and gives its slot back."""
+
+    route: Route
+    entry: str
+    delivery: str
+
+
+class StrayFence(NamedTuple):
+    """The entry is pending and mine, and its run cannot be read: no key of the run is touched."""
+
+    route: Route
+    entry: str
+
+
+class EffectFence(NamedTuple):
+    """The entry is pending and mine, and stays so: an effect while the step runs."""
+
+    route: Route
+    entry: str
+
+
+class TimerFence(NamedTuple):
+    """The timer has not fired yet."""
+
+    member: str
+
+
+class OverdueFence(NamedTuple):
+    """The run's deadline has passed."""
+
+
+class OperationFence(NamedTuple):
+    """A caller's operation was not applied yet."""
+
+    operation: str
+
+
+class ControlFence(NamedTuple):
+    """The run is live."""
+
+
+class NewRunFence(NamedTuple):
+    """No run has this id, or the same start made it."""
+
+    digest: str
+    fields: Sequence[str | int | bytes]
+
+
+Fence = (
+    EntryFence | StrayFence | EffectFence | TimerFence | OverdueFence | OperationFence | ControlFence | NewRunFence
+)
+
+
+# -- expectations: what others can move --------------------------------------------------------------
+
+
+class Has(NamedTuple):
+    """A waiter is still open."""
+
+    waiter: str
+
+
+class Is(NamedTuple):
+    """A field of the run's record has this value ('' for none)."""
+
+    field: str
+    value: str
+
+
+class Version(NamedTuple):
+    """Nobody appended to or released this buffer since it was read."""
+
+    buffer: str
+    version: int
+
+
+class Quota(NamedTuple):
+    """One more event of this type does not complete the buffer."""
+
+    buffer: str
+    type: str
+    quota: tuple[tuple[str, int], ...]
+
+
+class Staged(NamedTuple):
+    """A staged result is whole, and nobody waits for its events."""
+
+    delivery: str
+    route: Route
+    length: int
+
+
+class Stored(NamedTuple):
+    """A stored value is the one that was read (version 0: none)."""
+
+    field: str
+    version: int
+
+
+class Free(NamedTuple):
+    """The edit lock is free or held by this token."""
+
+    token: str
+
+
+class Locked(NamedTuple):
+    """The edit lock is held by this token."""
+
+    token: str
+
+
+class Unapplied(NamedTuple):
+    """This call of this execution was not applied yet (else the commit answers `applied`)."""
+
+    delivery: str
+    execution: str
+    call: int
+
+
+Expectation = Has | Is | Version | Quota | Staged | Stored | Free | Locked | Unapplied
+
+
+# -- words: what is written --------------------------------------------------------------------------
+
+
+class Emit(NamedTuple):
+    """Adds deliveries to a step's stream, or to its hold list while no slot is free.
+
+    With `guard` each delivery is added once for the delivery that sends it. `awaitable` events go to the waiters
+    first when somebody waits for their type; `also` repeats one event for a further stream.
+    """
+
+    route: Route
+    deliveries: tuple[tuple[str, bytes], ...]
+    guard: str = ""
+    awaitable: bool = True
+    also: bool = False
+
+
+class Publish(NamedTuple):
+    """Adds an entry to the public stream; with `guard`, once per `field`."""
+
+    entry: bytes
+    guard: str = ""
+    field: str = ""
+
+
+class Mark(NamedTuple):
+    """Publishes which entries of `guard` the settling execution did not repeat, if any."""
+
+    entry: bytes
+    guard: str
+    repeated: tuple[str, ...]
+
+
+class Append(NamedTuple):
+    """Adds an event to a buffer, if its `Quota` left room."""
+
+    buffer: str
+    type: str
+    event: bytes
+
+
+class Take(NamedTuple):
+    """Empties a buffer."""
+
+    buffer: str
+    version: int
+
+
+class Stage(NamedTuple):
+    """Adds a part of a wide result to its stage."""
+
+    delivery: str
+    route: Route
+    first: bool
+    deliveries: tuple[tuple[str, bytes], ...]
+
+
+class Unstage(NamedTuple):
+    """Turns a whole stage into held deliveries."""
+
+    delivery: str
+    route: Route
+    length: int
+
+
+class SetTimer(NamedTuple):
+    """Adds a timer that is due in `delay_ms` of Redis time."""
+
+    member: str
+    delay_ms: int
+    data: bytes
+
+
+class DropTimer(NamedTuple):
+    """Removes a timer."""
+
+    member: str
+
+
+class Wait(NamedTuple):
+    """Adds a waiter for events of a type ('*': any)."""
+
+    waiter: str
+    type: str
+    data: bytes
+
+
+class Unwait(NamedTuple):
+    """Removes a waiter."""
+
+    waiter: str
+    type: str
+
+
+class Keep(NamedTuple):
+    """Adds an event to the inbox, of which the last `kept` stay."""
+
+    event: bytes
+    kept: int
+
+
+class Unkeep(NamedTuple):
+    """Takes an event out of the inbox."""
+
+    event: bytes
+
+
+class Note(NamedTuple):
+    """Writes where a delivery is."""
+
+    delivery: str
+    where: str
+
+
+class Forget(NamedTuple):
+    """Erases the early effects of a settled delivery."""
+
+    delivery: str
+
+
+class Write(NamedTuple):
+    """Sets a top-level key of the store to its next version."""
+
+    field: str
+    value: bytes
+
+
+class Unwrite(NamedTuple):
+    """Removes a top-level key of the store."""
+
+    field: str
+
+
+class Lock(NamedTuple):
+    """Takes the edit lock for `ttl_ms`."""
+
+    token: str
+    ttl_ms: int
+
+
+class Unlock(NamedTuple):
+    """Frees the edit lock if it is held by this token."""
+
+    token: str
+
+
+class Deadline(NamedTuple):
+    """Arms the run's deadline, counted from `age_ms` ago, unless it is armed."""
+
+    age_ms: int
+
+
+class Wake(NamedTuple):
+    """Lets one held delivery go, for which a place under the ceiling was kept."""
+
+    route: Route
+
+
+class Park(NamedTuple):
+    """Keeps a delivery of an ended run (it stands alone in its commit)."""
+
+    route: Route
+    entry: str
+
+
+class DeadLetter(NamedTuple):
+    """Adds an entry to the dead letters."""
+
+    fields: tuple[str | int | bytes, ...]
+
+
+class End(NamedTuple):
+    """Ends the run: status, terminal public entry, more fields of its record, its removal from the live ones."""
+
+    status: str
+    entry: bytes
+    fields: tuple[str | bytes, ...] = ()
+    parks: bool = False
+
+
+Word = (
+    Emit
+    | Publish
+    | Mark
+    | Append
+    | Take
+    | Stage
+    | Unstage
+    | SetTimer
+    | DropTimer
+    | Wait
+    | Unwait
+    | Keep
+    | Unkeep
+    | Note
+    | Forget
+    | Write
+    | Unwrite
+    | Lock
+    | Unlock
+    | Deadline
+    | Wake
+    | Park
+    | DeadLetter
+    | End
+)
+
+
+class Commit(NamedTuple):
+    """What happens to one run, completely or not at all."""
+
+    run_id: str
+    fence: Fence
+    words: Sequence[Word] = ()
+    expects: Sequence[Expectation] = ()
+
+
+class Answer(NamedTuple):
+    """What Redis answered to a commit.
+
+    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, broken, refused. A conflict on a
+    buffer names it with its version and length; `missing` is what a buffer lacks after an append; `detail` is
+    the text of a refusal.
+    """
+
+    word: str
+    buffer: str = ""
+    version: int = 0
+    length: int = 0
+    missing: int = 0
+    detail: str = ""

@@ -1,0 +1,327 @@
+"""Delivery + outcome -> commit: the rules of a workflow, without I/O and without a clock. Layer: core, pure.
+
+The rules:
+- A returned StopEvent ends the run. Any other event goes to every step that accepts its type; one that nobody
+  accepts goes to the system stream, where a waiter may want it. InputRequiredEvents are published as well.
+- A failed step runs again after its policy's delay, as the next attempt; without one, or when it gives up,
+  the run fails.
+- A suspended step becomes a waiter and gives its slot back.
+- A delivery whose workers died too often ends the run and goes to the dead letters.
+- Whatever the outcome, effects that were not confirmed yet go first, in call order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Final, assert_never
+
+from stepfleet.core.commit import (
+    Append,
+    Commit,
+    DeadLetter,
+    Deadline,
+    Emit,
+    End,
+    EntryFence,
+    Expectation,
+    Forget,
+    Is,
+    Mark,
+    Note,
+    Publish,
+    Quota,
+    Route,
+    SetTimer,
+    Take,
+    Unlock,
+    Version,
+    Wait,
+    Word,
+)
+from stepfleet.core.delivery import Delivery, Record, delivery_id
+from stepfleet.core.outcome import (
+    Collected,
+    Effect,
+    Encoded,
+    Failed,
+    Lost,
+    Outcome,
+    Returned,
+    Send,
+    Shown,
+    Suspended,
+    Traces,
+    Unreadable,
+)
+from stepfleet.core.plan import Plan
+from stepfleet.errors import DeadLettered
+from stepfleet.events import InputRequiredEvent, StopEvent, WorkflowFailedEvent
+from stepfleet.retry_policy import next_delay
+from stepfleet.wire import Expiry, Promotion, PublicEntry, Waiter, encode_public, encode_record, encode_timer, encode_waiter
+
+#: An entry that this code cannot decode waits this long for other code, this often; then it is a dead letter.
+UNREADABLE_DELAY_MS: Final = 5_000
+UNREADABLE_TRIES: Final = 12
+
+
+def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> Commit:
+    """Return the commit that settles a delivery."""
+    match outcome:
+        case Returned():
+            return _returned(delivery, outcome, plan)
+        case Failed():
+            return _failed(delivery, outcome, plan, now_ms)
+        case Suspended():
+            return _suspended(delivery, outcome, plan)
+        case Lost():
+            error = DeadLettered(
+                f"step {delivery.route.step!r} was given up: its worker died {delivery.deliveries - 1} times "
+                f"while it ran on a {delivery.record.type_id}"
+            )
+            return _dead(delivery, plan, error)
+        case Unreadable():
+            return _unreadable(delivery, outcome, plan)
+        case _:
+            assert_never(outcome)
+
+
+def effects_commit(delivery: Delivery, effects: Iterable[Effect], *, age_ms: int) -> Sequence[Word]:
+    """Return the words that carry out effects while the step runs."""
+    return [*_armed(delivery, age_ms), *_effects(effects, guard=delivery.id)]
+
+
+# -- the outcomes ------------------------------------------------------------------------------------
+
+
+def _returned(delivery: Delivery, outcome: Returned, plan: Plan) -> Commit:
+    expects, words = _collects(outcome.collected)
+    words = [*_traces(delivery, outcome.traces), *words]
+    event = outcome.event
+    if event is not None:
+        if issubclass(event.event_type, StopEvent):
+            words.append(End("completed", _terminal(event, delivery, outcome.traces)))
+        else:
+            words += _emitted(event, delivery, outcome.traces, plan)
+    return Commit(delivery.run_id, _fence(delivery), words, expects)
+
+
+def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Commit:
+    record, spec = delivery.record, plan.spec(delivery.route)
+    words = _traces(delivery, outcome.traces)
+    first_ms = record.first_ms or now_ms - outcome.traces.age_ms
+    policy = spec.retry_policy if spec else None
+    error, delay = outcome.error, None
+    if policy is not None and isinstance(error, Exception):
+        try:
+            delay = next_delay(
+                policy,
+                elapsed=(now_ms - first_ms) / 1000,
+                attempts=record.attempt,
+                error=error,
+                seed=_seed(delivery),
+            )
+        except Exception as failure:
+            failure.__cause__ = error
+            error = failure
+    if delay is None:
+        event = WorkflowFailedEvent(
+            step_name=delivery.route.step,
+            exception=error,
+            attempts=record.attempt,
+            elapsed_seconds=(now_ms - first_ms) / 1000,
+        )
+        words.append(_failure(delivery, plan, event, error))
+        return Commit(delivery.run_id, _fence(delivery), words)
+    again = record._replace(
+        attempt=record.attempt + 1,
+        first_ms=first_ms,
+        journal=None,
+        failure=[now_ms, plan.codec.encode_error(error)],
+    )
+    words += _again(delivery, again, int(delay * 1000), "back-off")
+    return Commit(delivery.run_id, _fence(delivery), words)
+
+
+def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
+    expects, collects = _collects(outcome.collected)
+    words = [*_traces(delivery, outcome.traces, settles=False), *collects]
+    record = delivery.record._replace(journal=outcome.journal)
+    if outcome.request is not None:
+        words.append(Publish(_public("event", outcome.request, delivery, outcome.traces)))
+    timer = f"{delivery.run_id}/{delivery.id}/wait" if outcome.timeout is not None else ""
+    name = "*" if outcome.subclasses else plan.name_of(outcome.event_type)
+    waiter = Waiter(
+        type=name,
+        type_id=plan.id_of(outcome.event_type),
+        waiter_id=outcome.waiter_id,
+        requirements=outcome.requirements,
+        route=delivery.route,
+        delivery=delivery.id,
+        record=encode_record(record),
+        timer=timer,
+    )
+    words.append(Wait(delivery.id, name, encode_waiter(waiter)))
+    if outcome.timeout is not None:
+        words.append(SetTimer(timer, int(outcome.timeout * 1000), encode_timer(Expiry(delivery.id))))
+    words.append(Note(delivery.id, f"waiting {name} {delivery.route.label}"))
+    # An answer that came in meanwhile went to the inbox: then the step looks there before it suspends.
+    return Commit(delivery.run_id, _fence(delivery), words, [*expects, Is("inbox", outcome.inbox_seen)])
+
+
+def _unreadable(delivery: Delivery, outcome: Unreadable, plan: Plan) -> Commit:
+    record = delivery.record
+    tries = -record.attempt if record.attempt < 0 else 0
+    if tries >= UNREADABLE_TRIES:
+        error = DeadLettered(
+            f"no worker could read a {record.type_id} for step {delivery.route.step!r}: {outcome.error}"
+        )
+        return _dead(delivery, plan, error)
+    words = _again(delivery, record._replace(attempt=-tries - 1), UNREADABLE_DELAY_MS, "unreadable")
+    return Commit(delivery.run_id, _fence(delivery), words)
+
+
+def _dead(delivery: Delivery, plan: Plan, error: DeadLettered) -> Commit:
+    event = WorkflowFailedEvent(
+        step_name=delivery.route.step,
+        exception=error,
+        attempts=max(delivery.record.attempt, 1),
+        elapsed_seconds=None,
+    )
+    letter = DeadLetter(
+        (
+            *("run", delivery.run_id, "workflow", delivery.route.workflow, "label", delivery.route.label),
+            *("delivery", delivery.id, "deliveries", delivery.deliveries, "reason", str(error)),
+            *("record", encode_record(delivery.record)),
+        )
+    )
+    end = _failure(delivery, plan, event, error, parks=True)
+    return Commit(delivery.run_id, _fence(delivery), [letter, end])
+
+
+# -- their parts -------------------------------------------------------------------------------------
+
+
+def _fence(delivery: Delivery) -> EntryFence:
+    return EntryFence(delivery.route, delivery.entry, delivery.id)
+
+
+def _armed(delivery: Delivery, age_ms: int) -> list[Word]:
+    """The deadline runs from the first execution of the run: each of its first deliveries may arm it."""
+    return [Deadline(age_ms)] if delivery.is_first else []
+
+
+def _traces(delivery: Delivery, traces: Traces, *, settles: bool = True) -> list[Word]:
+    words = _armed(delivery, traces.age_ms)
+    # A delivery that will be replayed has to know what it sent already.
+    guard = delivery.id if traces.guarded or not settles else ""
+    words += _effects(traces.effects, guard)
+    if settles and traces.repeated:
+        marker = encode_public(
+            PublicEntry("mark", step=delivery.route.step, delivery=delivery.id, attempt=delivery.record.attempt)
+        )
+        words.append(Mark(marker, delivery.id, traces.published))
+    if settles and traces.guarded:
+        words.append(Forget(delivery.id))
+    if traces.lock:
+        words.append(Unlock(traces.lock))
+    return words
+
+
+def _effects(effects: Iterable[Effect], guard: str) -> list[Word]:
+    words: list[Word] = []
+    for single, group in groupby(effects, key=_only_route):
+        if single is not None:
+            # Runs of sends to one stream become one word: a fan-out of 1,000 is one slot count, not 1,000.
+            sends = tuple((send.routes[0][1], send.record) for send in group if isinstance(send, Send))
+            words.append(Emit(single, sends, guard))
+            continue
+        for effect in group:
+            if isinstance(effect, Shown):
+                words.append(Publish(effect.entry, guard, effect.field))
+            else:
+                words += _to_all(effect.routes, effect.record, guard)
+    return words
+
+
+def _only_route(effect: Effect) -> Route | None:
+    return effect.routes[0][0] if isinstance(effect, Send) and len(effect.routes) == 1 else None
+
+
+def _to_all(routes: Sequence[tuple[Route, str]], record: bytes, guard: str = "") -> list[Word]:
+    return [
+        Emit(route, ((name, record),), guard, also=position > 0)
+        for position, (route, name) in enumerate(routes)
+    ]
+
+
+def _emitted(event: Encoded, delivery: Delivery, traces: Traces, plan: Plan) -> list[Word]:
+    words: list[Word] = []
+    routes = plan.accepted_by(event.event_type)
+    if issubclass(event.event_type, InputRequiredEvent):
+        words.append(Publish(_public("event", event, delivery, traces)))
+    if not routes and not issubclass(event.event_type, InputRequiredEvent):
+        routes = (plan.system,)
+    record = encode_record(
+        Record(delivery.id, event.type_id, event.payload, lineage=delivery.record.lineage, headers=delivery.record.headers)
+    )
+    named = [(route, delivery_id(delivery.id, route.step, "return", 0)) for route in routes]
+    return [*words, *_to_all(named, record)]
+
+
+def _seed(delivery: Delivery) -> int:
+    """The jitter of an attempt is the same wherever it is decided."""
+    text = f"{delivery.run_id}:{delivery.route.step}:{delivery.record.attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _collects(collected: Sequence[Collected]) -> tuple[list[Expectation], list[Word]]:
+    expects: list[Expectation] = []
+    words: list[Word] = []
+    for one in collected:
+        if one.released is None:
+            expects.append(Quota(one.buffer, one.type, one.quota))
+            words.append(Append(one.buffer, one.type, one.event))
+        else:
+            expects.append(Version(one.buffer, one.released))
+            words.append(Take(one.buffer, one.released))
+    return expects, words
+
+
+def _again(delivery: Delivery, record: Record, delay_ms: int, why: str) -> list[Word]:
+    data = encode_record(record)
+    if delay_ms <= 0:
+        return [Emit(delivery.route, ((delivery.id, data),), awaitable=False)]
+    member = f"{delivery.run_id}/{delivery.id}/{why}"
+    return [
+        SetTimer(member, delay_ms, encode_timer(Promotion(delivery.route, delivery.id, data))),
+        Note(delivery.id, f"timer {why} {delivery.route.label}"),
+    ]
+
+
+def _public(kind: str, event: Encoded, delivery: Delivery, traces: Traces) -> bytes:
+    return encode_public(
+        PublicEntry(
+            kind,
+            event.type_id,
+            event.payload,
+            delivery.route.step,
+            delivery.id,
+            delivery.record.attempt,
+            traces.execution,
+        )
+    )
+
+
+def _terminal(event: Encoded, delivery: Delivery, traces: Traces) -> bytes:
+    return _public("end", event, delivery, traces)
+
+
+def _failure(
+    delivery: Delivery, plan: Plan, event: WorkflowFailedEvent, error: BaseException, *, parks: bool = False
+) -> End:
+    type_id, payload = plan.codec.encode_event(event)
+    encoded = Encoded(WorkflowFailedEvent, type_id, payload)
+    entry = _terminal(encoded, delivery, Traces())
+    return End("failed", entry, ("error", plan.codec.encode_error(error), "step", delivery.route.step), parks=parks)

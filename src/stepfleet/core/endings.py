@@ -1,0 +1,83 @@
+"""How a run is started and ended from outside of its steps. Layer: core, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stepfleet.codec import Codec
+from stepfleet.core.commit import Commit, ControlFence, Emit, End, Fence, NewRunFence, OverdueFence, Route, Write
+from stepfleet.core.delivery import Record, delivery_id
+from stepfleet.events import StopEvent, WorkflowCancelledEvent, WorkflowTimedOutEvent
+from stepfleet.wire import PublicEntry, encode_public, encode_record
+
+
+def start(
+    run_id: str,
+    routes: Sequence[Route],
+    *,
+    type_id: str,
+    payload: bytes,
+    digest: str,
+    timeout_ms: int | None,
+    values: Mapping[str, bytes],
+    headers: dict[str, str] | None = None,
+) -> Commit:
+    """Return the commit that makes a run: its record, its first deliveries, its first store values."""
+    record = encode_record(Record(run_id, type_id, payload, headers=headers))
+    fields = ["status", "running", "workflow", routes[0].workflow]
+    if timeout_ms is not None:
+        # The budget; the first execution of the run turns it into a deadline.
+        fields += ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
+    emits = [
+        Emit(route, ((delivery_id(run_id, route.step, "start", 0), record),), awaitable=False) for route in routes
+    ]
+    writes = [Write(name, value) for name, value in values.items()]
+    return Commit(run_id, NewRunFence(digest, fields), [*writes, *emits])
+
+
+def cancelled(run_id: str, codec: Codec) -> Commit:
+    """Return the commit that cancels a live run and keeps its pending work."""
+    return _ended(run_id, ControlFence(), "cancelled", WorkflowCancelledEvent(), codec, parks=True)
+
+
+def timed_out(run_id: str, timeout: float, active_steps: Sequence[str], waiting: str, codec: Codec) -> Commit:
+    """Return the commit that ends a run whose deadline passed; `waiting` says what it was waiting for."""
+    event = WorkflowTimedOutEvent(timeout=timeout, active_steps=list(active_steps))
+    return _ended(run_id, OverdueFence(), "timed_out", event, codec, fields=("reason", waiting))
+
+
+def failed(run_id: str, step: str, event: StopEvent, error: bytes, codec: Codec) -> Commit:
+    """Return the commit that ends a live run in an error that no step raised."""
+    return _ended(run_id, ControlFence(), "failed", event, codec, fields=("error", error, "step", step))
+
+
+def _ended(
+    run_id: str,
+    fence: Fence,
+    status: str,
+    event: StopEvent,
+    codec: Codec,
+    *,
+    parks: bool = False,
+    fields: tuple[str | bytes, ...] = (),
+) -> Commit:
+    entry = encode_public(PublicEntry("end", *codec.encode_event(event)))
+    return Commit(run_id, fence, [End(status, entry, fields, parks)])
+
+
+def what_it_waits_for(pending: Mapping[str, str], held: Mapping[str, int]) -> tuple[list[str], str]:
+    """Return the steps in streams and a sentence on everything pending, from the run's `open` index."""
+    active: list[str] = []
+    reasons: list[str] = []
+    for where in pending.values():
+        kind, *rest = where.split(" ")
+        label = rest[-1] if rest else ""
+        step = label.partition(":")[2] or label
+        if kind == "stream" and step:
+            active.append(step)
+        elif kind == "waiting":
+            reasons.append(f"step {step} waits for an event of type {rest[0]}")
+        elif kind == "timer":
+            reasons.append(f"step {step} waits for its {rest[0]}")
+    reasons += [f"{count} events wait for a slot of step {step}" for step, count in sorted(held.items())]
+    return sorted(set(active)), "; ".join(sorted(reasons))

@@ -1,0 +1,99 @@
+"""A workflow's graph as streams: which routes an event takes. Layer: core, pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.core.commit import Route
+from stepfleet.events import Event
+from stepfleet.graph import Graph, StepSpec
+
+#: Event type name of a workflow's system stream (`storage.keys.SYSTEM` is the same word).
+SYSTEM: Final = "__sys"
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def type_name(type_id: str) -> str:
+    """Return a type id as it stands in keys and fields."""
+    return _UNSAFE.sub(lambda match: f".x{ord(match[0]):x}.", type_id)
+
+
+class Plan:
+    """The routes of one workflow under the name it has in keys."""
+
+    def __init__(self, workflow: str, graph: Graph, registry: TypeRegistry, codec: Codec) -> None:
+        self.workflow = workflow
+        self.graph = graph
+        self.codec = codec
+        #: For readers: a type that is not known becomes a generic one instead of an error.
+        self.reading_codec = codec.generic()
+        self._registry = registry
+        self.system = Route(workflow, SYSTEM, "")
+        self._accepted: dict[type[Event], tuple[Route, ...]] = {}
+        self._by_label: dict[tuple[str, str], StepSpec] = {}
+        routes: list[Route] = []
+        for spec in graph.steps.values():
+            for accepted in spec.accepts:
+                route = self._route(spec, accepted)
+                routes.append(route)
+                self._by_label[route.type, route.step] = spec
+        #: Every step stream of the workflow.
+        self.routes: tuple[Route, ...] = tuple(routes)
+
+    def _route(self, spec: StepSpec, accepted: type[Event]) -> Route:
+        return Route(
+            self.workflow,
+            self.name_of(accepted),
+            spec.name,
+            spec.num_workers,
+            spec.max_concurrency or 0,
+            tuple(self.name_of(cls) for cls in spec.accepts),
+        )
+
+    def name_of(self, event_type: type[Event]) -> str:
+        """Return how keys name an event type.
+
+        Raises:
+            EncodeError: the type is not known to this workflow.
+        """
+        return type_name(self._registry.id_of(event_type))
+
+    def class_of(self, type_id: str) -> type[Event] | None:
+        """Return the event class with this id on the wire."""
+        found = self._registry.class_of(type_id)
+        return found if found is not None and issubclass(found, Event) else None
+
+    def add_types(self, types: Iterable[type]) -> None:
+        """Make further classes known, for a reader that has them."""
+        for cls in types:
+            self._registry.add(cls)
+
+    def id_of(self, event_type: type[Event]) -> str:
+        """Return the type's id on the wire.
+
+        Raises:
+            EncodeError: the type is not known to this workflow.
+        """
+        return self._registry.id_of(event_type)
+
+    def spec(self, route: Route) -> StepSpec | None:
+        """Return the step that a stream belongs to, None when this code has no such step."""
+        return self._by_label.get((route.type, route.step))
+
+    def accepted_by(self, event_type: type[Event]) -> tuple[Route, ...]:
+        """Return the streams that an event of this type goes to."""
+        found = self._accepted.get(event_type)
+        if found is None:
+            found = tuple(self._into(spec, event_type) for spec in self.graph.acceptors(event_type))
+            self._accepted[event_type] = found
+        return found
+
+    def _into(self, spec: StepSpec, event_type: type[Event]) -> Route:
+        accepted = event_type
+        if event_type not in spec.accepts:
+            accepted = next(cls for cls in event_type.__mro__ if cls in spec.accepts)
+        return self._route(spec, accepted)

@@ -1,0 +1,211 @@
+"""`memory://`: producer and worker in the caller's event loop, over fakeredis with the same scripts.
+
+Each workflow instance has its own streams and its own worker, which lives while the instance has live runs (and a
+moment longer) and takes its streams with it. fakeredis answers a blocking XREADGROUP at once with nothing, so a
+blocking read here waits for the next write in this process instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import weakref
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from fakeredis import FakeServer
+from fakeredis.aioredis import FakeAsyncRedisConnection
+from redis.asyncio.connection import AbstractConnection
+
+from stepfleet.client import Client, new_run_id
+from stepfleet.codec import Limits
+from stepfleet.context import Context
+from stepfleet.events import StartEvent
+from stepfleet.handler import WorkflowHandler
+from stepfleet.planning import cluster_name, make_plan
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.keys import Keys
+from stepfleet.storage.link import BLOCK, Arg, Link
+from stepfleet.worker.worker import Worker, WorkerOptions
+from stepfleet.workflow import Workflow
+
+logger = logging.getLogger("stepfleet.memory")
+
+#: How long ended runs of memory:// are kept.
+RETENTION: Final = timedelta(hours=1)
+
+
+class Bell:
+    """Rings at every write, for readers that wait."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def ring(self) -> None:
+        """Wake every reader."""
+        waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            _set(future)
+
+    async def wait(self, timeout: float) -> None:
+        """Return at the next write, or after `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(future)
+        alarm = loop.call_later(timeout, _set, future)
+        try:
+            await future
+        finally:
+            alarm.cancel()
+            self._waiting.discard(future)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class MemoryLink(Link):
+    """A connection to a server in this process."""
+
+    def __init__(self, server: FakeServer, bell: Bell, name: str) -> None:
+        super().__init__(lambda: _connection(server), name="")
+        self._writes_bell = bell
+        self._interrupted = False
+
+    async def call(self, *command: Arg, timeout: float = 5.0) -> Any:
+        """Send one command; a write wakes the readers."""
+        reply = await super().call(*command, timeout=timeout)
+        if command[0] in _WRITES:
+            self._writes_bell.ring()
+        return reply
+
+    async def read(self, before: Sequence[Arg], after: Sequence[Arg], *, block: float = BLOCK) -> Any:
+        """Read without blocking; when nothing is there, wait for a write and read again."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + block
+        self._interrupted = False
+        while True:
+            reply = await self.call(*before, *after)
+            left = deadline - loop.time()
+            if reply or left <= 0 or self._interrupted:
+                return reply
+            await self._writes_bell.wait(left)
+
+    def interrupt(self) -> None:
+        """Make a waiting read return."""
+        self._interrupted = True
+        self._writes_bell.ring()
+
+
+_WRITES: Final = frozenset({"EVALSHA", "XADD"})
+
+
+def _connection(server: FakeServer) -> AbstractConnection:
+    # With a socket time-out redis-py sends through asyncio.wait_for, which may swallow a cancellation on Python 3.11.
+    return FakeAsyncRedisConnection(server=server, protocol=2, decode_responses=False, socket_timeout=None)
+
+
+def memory_fleet(namespace: str = "memory", *, server: FakeServer | None = None, limits: Limits | None = None) -> Fleet:
+    """Return a fleet that lives in this process and event loop."""
+    from stepfleet.storage.run_store import Bounds
+
+    server = server or FakeServer(version=(7,))
+    bell = Bell()
+    return Fleet(
+        keys=Keys(namespace),
+        link=lambda name: MemoryLink(server, bell, name),
+        beat_call=None,
+        bounds=Bounds(retention=RETENTION),
+        limits=limits or Limits(),
+        open_types=True,
+    )
+
+
+class _Serving:
+    """The worker of one workflow instance."""
+
+    def __init__(self, name: str, worker: Worker, task: asyncio.Task[int]) -> None:
+        self.name = name
+        self.worker = worker
+        self.task = task
+        self.runs = 0
+
+
+class MemoryRuntime:
+    """Runs workflows of this event loop in this event loop."""
+
+    def __init__(self, fleet: Fleet | None = None) -> None:
+        self._fleet = fleet or memory_fleet()
+        self._client = Client(self._fleet, patience=None)
+        self._serving: dict[int, _Serving] = {}
+        self._numbers = itertools.count(1)
+        self._live: set[str] = set()
+
+    def submit(
+        self, workflow: Workflow, start_event: StartEvent, *, run_id: str | None, ctx: Context[Any] | None
+    ) -> WorkflowHandler:
+        """Start a run; the instance's worker starts with its first one.
+
+        Raises:
+            RuntimeError: a run with this id is live.
+        """
+        identity = run_id if run_id is not None else new_run_id()
+        if identity in self._live:
+            raise RuntimeError(f"Workflow run with run_id '{identity}' already exists.")
+        serving = self._served(workflow)
+        handler = self._client.submit(workflow, start_event, run_id=identity, ctx=ctx, name=serving.name)
+        self._live.add(identity)
+        serving.runs += 1
+        self._client.connection().spawn(self._watch(handler, identity, workflow, serving))
+        return handler
+
+    def _served(self, workflow: Workflow) -> _Serving:
+        serving = self._serving.get(id(workflow))
+        if serving is None:
+            name = f"{cluster_name(workflow)}.{next(self._numbers)}"
+            plan = make_plan(workflow, name, limits=self._fleet.limits, open_types=True)
+            worker = Worker(
+                self._fleet,
+                {name: (plan, workflow)},
+                options=WorkerOptions(concurrency=1000, drain_timeout=timedelta(0)),
+                runtime=self,
+            )
+            task = asyncio.get_running_loop().create_task(worker.run(), name=f"stepfleet-memory-{name}")
+            serving = self._serving[id(workflow)] = _Serving(name, worker, task)
+        return serving
+
+    async def _watch(self, handler: WorkflowHandler, run_id: str, workflow: Workflow, serving: _Serving) -> None:
+        try:
+            await handler.stop_event_result()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        self._live.discard(run_id)
+        serving.runs -= 1
+        if serving.runs == 0 and self._serving.get(id(workflow)) is serving:
+            del self._serving[id(workflow)]
+            serving.worker.stop()
+            await asyncio.wait([serving.task])
+            await self._remove(serving)
+
+    async def _remove(self, serving: _Serving) -> None:
+        """Take the streams of an instance away: nobody can send to it any more."""
+        connected = self._client.connection()
+        keys = self._fleet.keys
+        names = await connected.reader.link.call("KEYS", f"{keys.tag}:s:{serving.name}:*")
+        await connected.reader.link.call("DEL", keys.workflow(serving.name), *names)
+
+
+_runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryRuntime] = weakref.WeakKeyDictionary()
+
+
+def memory_runtime() -> MemoryRuntime:
+    """Return the memory runtime of the running event loop; it is made once per loop."""
+    loop = asyncio.get_running_loop()
+    runtime = _runtimes.get(loop)
+    if runtime is None:
+        runtime = _runtimes[loop] = MemoryRuntime()
+    return runtime

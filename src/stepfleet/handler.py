@@ -1,0 +1,162 @@
+"""`WorkflowHandler`: a run in the hands of its caller, in this process or any other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from stepfleet.context import Context, RunFace
+from stepfleet.errors import WorkflowRuntimeError
+from stepfleet.events import Event, StopEvent
+
+
+class RunStatus(NamedTuple):
+    """What Redis records of a run."""
+
+    run_id: str
+    workflow: str
+    #: running, completed, failed, cancelled or timed_out.
+    status: str
+    started: datetime
+    ended: datetime | None
+    #: Last sequence of the public stream.
+    last_sequence: int
+    #: Deliveries in streams, waiting for a time or an event, or held for a slot.
+    pending: int
+    #: Step whose failure ended the run.
+    failed_step: str | None
+    #: Its message.
+    error: str | None
+
+
+class RunPort(RunFace, Protocol):
+    """What a handler needs of the client that made it."""
+
+    workflow: str
+    last_sequence: int
+
+    async def stop_event(self) -> StopEvent: ...
+
+    async def result(self) -> Any: ...
+
+    def events(self, after: int | None, expose_internal: bool) -> AsyncIterator[Event]: ...
+
+    async def send(self, event: Event, step: str | None) -> None: ...
+
+    async def cancel(self) -> None: ...
+
+    async def status(self) -> RunStatus: ...
+
+    def ended_with(self) -> StopEvent | None: ...
+
+
+class WorkflowHandler:
+    """Awaits, streams, answers and cancels one run.
+
+    Await it for the result. It may be awaited often, by many tasks, and from any process that attached by run id.
+    """
+
+    def __init__(self, run: RunPort, ctx: Context[Any]) -> None:
+        self._run = run
+        self._ctx = ctx
+        self._streams = 0
+        self._consumed = False
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self._run.run_id
+
+    @property
+    def ctx(self) -> Context[Any]:
+        """The run's context, seen from outside of its steps."""
+        return self._ctx
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence of the last public event that `stream_events` gave; pass it as `after=` to go on there."""
+        return self._run.last_sequence
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the end and return the result.
+
+        Raises:
+            Exception: the error of the step that failed, as its own class where that is known here.
+            WorkflowTimeoutError: the run's deadline passed; the message says what it was waiting for.
+            WorkflowCancelledByUser: it was cancelled.
+            RunNotFound: no such run, or its retention has passed.
+            ConnectionLost: Redis is away.
+        """
+        return self._run.result().__await__()
+
+    async def stop_event_result(self) -> StopEvent:
+        """Wait for the end and return the event that ended the run.
+
+        Raises:
+            Exception: as awaiting the handler.
+        """
+        return await self._run.stop_event()
+
+    def is_done(self) -> bool:
+        """Whether this process has seen the end of the run."""
+        return self._run.is_done()
+
+    def get_stop_event(self) -> StopEvent | None:
+        """Return the event that ended the run, None while it goes on or when it failed."""
+        return self._run.ended_with()
+
+    async def stream_events(
+        self, expose_internal: bool = False, *, after: int | None = None
+    ) -> AsyncIterator[Event]:
+        """Give the run's public events in their one order, up to and with the first StopEvent.
+
+        It begins where the last stream of this handler stopped, at the first event for a new handler, or behind
+        `after` (a sequence; 0 for all).
+
+        Raises:
+            WorkflowRuntimeError: this handler has given the last event already, or gives events to someone else.
+            RunNotFound: no such run.
+        """
+        if after is None:
+            if self._consumed:
+                raise WorkflowRuntimeError("All the streamed events have already been consumed.")
+            if self._streams:
+                raise WorkflowRuntimeError(
+                    "Event stream already consumed. Events can only be streamed once per workflow run."
+                )
+        self._streams += 1
+        try:
+            async for event in self._run.events(after, expose_internal):
+                if isinstance(event, StopEvent):
+                    self._consumed = True
+                yield event
+        finally:
+            self._streams -= 1
+
+    async def send_event(self, event: Event, step: str | None = None) -> None:
+        """Send an event into the run; it is recorded when this returns, and sent once however often it is tried.
+
+        Raises:
+            WorkflowRuntimeError: no such step, it does not accept the type, or the run has ended.
+            ConnectionLost: Redis is away; the event may or may not be recorded.
+        """
+        await self._run.send(event, step)
+
+    async def cancel_run(self, *, timeout: float = 5.0) -> None:
+        """Cancel the run; nothing of it starts any more, and running steps are cancelled within two seconds."""
+        await self._run.cancel()
+
+    async def status(self) -> RunStatus:
+        """Return what Redis records of the run.
+
+        Raises:
+            RunNotFound: no such run.
+        """
+        return await self._run.status()
+
+    def __str__(self) -> str:
+        ended = self._run.ended_with()
+        return f"WorkflowHandler(workflow={self._run.workflow}, run_id={self.run_id}, result={ended})"
+
+    __repr__ = __str__

@@ -1,0 +1,78 @@
+"""A workflow's class as a plan of streams, and as the definition that its workers announce."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from stepfleet.codec import Codec, Limits, TypeRegistry
+from stepfleet.core.plan import Plan, type_name
+from stepfleet.errors import EncodeError
+from stepfleet.storage.reader import Definition
+from stepfleet.workflow import Workflow, graph_of, options_of
+
+#: Constructor arguments that belong to a run or to a process, not to what the steps do.
+OWN_ARGUMENTS: Final = frozenset(
+    {
+        "timeout",
+        "disable_validation",
+        "verbose",
+        "num_concurrent_runs",
+        "runtime",
+        "workflow_name",
+        "skip_graph_checks",
+        "serializer",
+        "resource_manager",
+    }
+)
+
+
+def cluster_name(workflow: Workflow | type[Workflow]) -> str:
+    """Return the name of a workflow in keys, where no target mapping gives one."""
+    explicit = None if isinstance(workflow, type) else options_of(workflow).explicit_name
+    cls = workflow if isinstance(workflow, type) else type(workflow)
+    return type_name(explicit or cls.__name__)
+
+
+def make_plan(workflow: Workflow | type[Workflow], name: str, *, limits: Limits, open_types: bool) -> Plan:
+    """Return the plan of a workflow under a name.
+
+    Raises:
+        DefinitionError: its steps do not make a workflow, or a type cannot travel.
+    """
+    graph = graph_of(workflow, name=name)
+    registry = TypeRegistry(open=open_types)
+    types = () if isinstance(workflow, type) else options_of(workflow).types
+    if isinstance(workflow, type):
+        types = workflow.declared_types()
+    state = (graph.state_type,) if graph.state_type is not None else ()
+    registry.reachable([*graph.event_types, *types, *state])
+    return Plan(name, graph, registry, Codec(registry, limits=limits))
+
+
+def definition_of(plan: Plan, workflow: Workflow) -> Definition:
+    """Return what a worker announces of a workflow."""
+    graph, options = plan.graph, options_of(workflow)
+    routes = {plan.name_of(cls): plan.accepted_by(cls) for cls in graph.event_types if plan.accepted_by(cls)}
+    return Definition(
+        digest=graph.digest,
+        routes=routes,
+        start=plan.id_of(graph.start_event_class),
+        timeout_ms=None if options.timeout is None else int(options.timeout * 1000),
+        arguments=arguments_digest(workflow, plan.codec),
+    )
+
+
+def arguments_digest(workflow: Workflow, codec: Codec) -> str:
+    """Return a digest of the constructor arguments that steps may see; '?' when they are not comparable."""
+    args, kwargs = options_of(workflow).constructor_arguments
+    own = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
+    if type(workflow).__init__ is Workflow.__init__:
+        args = ()
+    if not args and not own:
+        return ""
+    described: list[Any] = [list(args), dict(sorted(own.items()))]
+    try:
+        return hashlib.blake2b(codec.encode_value(described, where="arguments"), digest_size=8).hexdigest()
+    except EncodeError:
+        return "?"

@@ -1,0 +1,352 @@
+"""One run seen by a client: its result, its events, its store, what is sent to it. Behind `WorkflowHandler`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from stepfleet.codec import Codec
+from stepfleet.core import endings
+from stepfleet.core.commit import Answer, Commit, Emit, Expectation, OperationFence, Route, Word
+from stepfleet.core.delivery import Record, delivery_id
+from stepfleet.errors import (
+    RunFailed,
+    RunNotFound,
+    WorkflowCancelledByUser,
+    WorkflowRuntimeError,
+    WorkflowTimeoutError,
+)
+from stepfleet.events import Event, RetractedEvent, StopEvent, StreamGapEvent
+from stepfleet.handler import RunStatus
+from stepfleet.storage.committer import Committer
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.reader import PublicRow, RunReader, RunRecord, public_row
+from stepfleet.storage.state import RedisPort
+from stepfleet.storage.watcher import Watcher
+from stepfleet.store import StateStore
+from stepfleet.wire import encode_record
+
+#: Seconds that an `edit_state` outside of steps may take.
+EDIT_LEASE_MS: Final = 15_000
+#: Public events that may wait for a slow reader before it reads from Redis again.
+BACKLOG: Final = 5_000
+
+
+class Services(Protocol):
+    """What a run needs of its client."""
+
+    fleet: Fleet
+    committer: Committer
+    reader: RunReader
+    watcher: Watcher
+
+    def ended(self, run_id: str) -> Coroutine[Any, Any, RunRecord]: ...
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None: ...
+
+
+Routing = Callable[[Event, str | None], Coroutine[Any, Any, tuple[str, bytes, Sequence[Route]]]]
+
+
+class RemoteRun:
+    """The port of a handler (`handler.RunPort`)."""
+
+    def __init__(
+        self,
+        services: Services,
+        run_id: str,
+        *,
+        workflow: str,
+        codec: Codec,
+        routing: Routing,
+        state_type: Any,
+        started: Coroutine[Any, Any, None] | None = None,
+        check: Callable[[Event, str | None], None] | None = None,
+    ) -> None:
+        self._services = services
+        self._codec = codec
+        self._routing = routing
+        self._check = check
+        self.run_id = run_id
+        self.workflow = workflow
+        self.last_sequence = 0
+        self._record: RunRecord | None = None
+        self._end: asyncio.Task[RunRecord] | None = None
+        #: The start and what was sent after it, in order.
+        self._tail: asyncio.Task[None] | None = None
+        if started is not None:
+            self._tail = asyncio.ensure_future(started)  # pyright: ignore[reportAttributeAccessIssue]
+            self._tail.add_done_callback(_seen)
+        self.store: StateStore[Any] = StateStore(self._port(), state_type)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def is_done(self) -> bool:
+        """Whether the end was seen here."""
+        return self._record is not None or (
+            self._tail is not None and self._tail.done() and self._tail.exception() is not None
+        )
+
+    def ended_with(self) -> StopEvent | None:
+        """Return the event that ended the run, if it was seen here and is no failure."""
+        if self._record is None or self._record.status in ("failed", "timed_out"):
+            return None
+        return self._stop_event(self._record)
+
+    async def started(self) -> None:
+        """Wait until the run is recorded."""
+        if self._tail is not None:
+            await asyncio.shield(self._tail)
+
+    async def record(self) -> RunRecord:
+        """Wait for the end and return the run's record."""
+        await self.started()
+        if self._record is None:
+            if self._end is None or (self._end.done() and self._end.exception() is not None):
+                self._end = asyncio.ensure_future(self._services.ended(self.run_id))
+                self._end.add_done_callback(_seen)
+            self._record = await asyncio.shield(self._end)
+        return self._record
+
+    async def stop_event(self) -> StopEvent:
+        """Wait for the end and return its event, or raise its error."""
+        record = await self.record()
+        match record.status:
+            case "completed":
+                return self._stop_event(record)
+            case "cancelled":
+                raise WorkflowCancelledByUser
+            case "timed_out":
+                raise await self._timed_out(record)
+            case _:
+                raise self._failure(record)
+
+    async def result(self) -> Any:
+        """Wait for the end and return `StopEvent.result`, or the event itself when it is of a subclass."""
+        event = await self.stop_event()
+        return event.result if type(event) is StopEvent else event
+
+    def _stop_event(self, record: RunRecord) -> StopEvent:
+        entry = record.entry
+        if entry is None:
+            raise RunFailed(f"run {self.run_id} has ended without a terminal event")
+        event = self._codec.decode_event(entry.type_id, entry.payload)
+        if not isinstance(event, StopEvent):
+            raise RunFailed(
+                f"run {self.run_id} ended with a {entry.type_id}, which is not known here: "
+                f"pass workflow=, or types=[{entry.type_id}] to the Client"
+            )
+        return event
+
+    def _failure(self, record: RunRecord) -> BaseException:
+        if record.error is None:
+            return RunFailed(f"run {self.run_id} failed")
+        return self._codec.decode_error(record.error)
+
+    async def _timed_out(self, record: RunRecord) -> WorkflowTimeoutError:
+        event = self._stop_event(record)
+        timeout, steps = getattr(event, "timeout", 0.0), getattr(event, "active_steps", [])
+        active = f"Currently active steps: {', '.join(steps)}" if steps else "No steps active"
+        waiting = await self._services.reader.link.call(
+            "HGET", self._services.fleet.keys.run(self.run_id), "reason"
+        )
+        more = f". {waiting.decode()}" if waiting else ""
+        return WorkflowTimeoutError(f"Operation timed out after {timeout:g} seconds. {active}{more}")
+
+    # -- events ------------------------------------------------------------------------------------
+
+    async def events(self, after: int | None, expose_internal: bool) -> AsyncIterator[Event]:
+        """Give public events behind `after`, up to the first StopEvent."""
+        await self.started()
+        await self._services.watcher.ready()
+        if after is not None:
+            self.last_sequence = after
+        rows: asyncio.Queue[Any] = asyncio.Queue()
+        key = self._services.fleet.keys.events(self.run_id)
+        watcher = self._services.watcher
+
+        def told(entries: list[Any]) -> None:
+            for entry in entries:
+                rows.put_nowait(entry)
+
+        end = asyncio.ensure_future(self.record())
+        end.add_done_callback(lambda _: rows.put_nowait(None))
+        try:
+            while True:
+                async for event in self._recorded(end):
+                    yield event
+                    if isinstance(event, StopEvent):
+                        return
+                position = watcher.position(key)
+                if position is not None and int(position.partition("-")[0]) > self.last_sequence:
+                    continue
+                watcher.follow(key, f"{self.last_sequence}-0", told)
+                while rows.qsize() < BACKLOG:
+                    entry = await rows.get()
+                    if entry is None:
+                        break
+                    row = public_row(entry)
+                    if row.seq <= self.last_sequence:
+                        continue
+                    event = self._shown(row)
+                    yield event
+                    if isinstance(event, StopEvent):
+                        return
+                watcher.unfollow(key, told)
+                while not rows.empty():
+                    rows.get_nowait()
+        finally:
+            watcher.unfollow(key, told)
+            end.cancel()
+
+    async def _recorded(self, end: asyncio.Future[RunRecord]) -> AsyncIterator[Event]:
+        """Give what stands in the stream, then, if the run has ended without one, its terminal event."""
+        ended = end.done()
+        while rows := await self._services.reader.public(self.run_id, self.last_sequence):
+            if rows[0].seq > self.last_sequence + 1:
+                gap = StreamGapEvent(first=self.last_sequence + 1, last=rows[0].seq - 1)
+                self.last_sequence = rows[0].seq - 1
+                yield gap
+            for row in rows:
+                yield self._shown(row)
+        if not ended:
+            return
+        record = end.result()
+        if record.seq == 0 and record.entry is not None and self.last_sequence < 1:
+            self.last_sequence = 1
+            yield self._stop_event(record)
+        elif record.seq <= self.last_sequence or record.seq == 0:
+            raise WorkflowRuntimeError("All the streamed events have already been consumed.")
+
+    def _shown(self, row: PublicRow) -> Event:
+        self.last_sequence = row.seq
+        if row.entry.kind == "mark":
+            return RetractedEvent(sequences=list(row.stale), step=row.entry.step)
+        return self._codec.decode_event(row.entry.type_id, row.entry.payload)
+
+    # -- what is asked of it -----------------------------------------------------------------------
+
+    async def send(self, event: Event, step: str | None) -> None:
+        """Send an event into the run, once however often it is tried."""
+        await self.started()
+        await self._send(event, step, secrets.token_urlsafe(12))
+
+    def send_soon(self, event: Event, step: str | None) -> None:
+        """Send an event behind those sent before, without waiting."""
+        if self._check is not None:
+            self._check(event, step)
+        operation, before = secrets.token_urlsafe(12), self._tail
+
+        async def in_turn() -> None:
+            if before is not None:
+                await asyncio.shield(before)
+            try:
+                await self._send(event, step, operation)
+            except WorkflowRuntimeError:
+                if self._check is None:
+                    raise
+                # The run has ended meanwhile: as in the model, nobody is told.
+
+        self._tail = asyncio.ensure_future(in_turn())  # pyright: ignore[reportAttributeAccessIssue]
+        self._tail.add_done_callback(_seen)
+
+    async def _send(self, event: Event, step: str | None, operation: str) -> None:
+        type_id, payload, routes = await self._routing(event, step)
+        parent = f"{self.run_id}/{operation}"
+        record = encode_record(Record(parent, type_id, payload))
+        words: list[Word] = [
+            Emit(route, ((delivery_id(parent, route.step, "external", 0), record),), also=position > 0)
+            for position, route in enumerate(routes)
+        ]
+        answer = await self._commit(operation, words)
+        if answer.word == "over":
+            raise WorkflowRuntimeError(f"run {self.run_id} has ended: it takes no more events")
+        self._settled(answer)
+
+    async def cancel(self) -> None:
+        """Cancel the run, if it goes on."""
+        await self.started()
+        answer = await self._services.committer.commit(endings.cancelled(self.run_id, self._codec))
+        if answer.word != "over":
+            self._settled(answer)
+
+    async def status(self) -> RunStatus:
+        """Return what is recorded of the run."""
+        await self.started()
+        reader = self._services.reader
+        record = (await reader.runs([self.run_id]))[0]
+        if record is None:
+            raise not_found(self.run_id)
+        live = record.status == "running"
+        pending = len(await reader.pending(self.run_id)) if live else 0
+        held = sum((await reader.held(self.run_id)).values()) if live else 0
+        return RunStatus(
+            run_id=self.run_id,
+            workflow=record.workflow,
+            status=record.status,
+            started=_moment(record.started_ms),
+            ended=_moment(record.ended_ms) if record.ended_ms else None,
+            last_sequence=record.seq or (1 if record.ended_ms else 0),
+            pending=pending + held,
+            failed_step=record.step,
+            error=str(self._failure(record)) if record.status == "failed" else None,
+        )
+
+    async def _commit(
+        self, operation: str, words: Sequence[Word], expects: Sequence[Expectation] = ()
+    ) -> Answer:
+        return await self._services.committer.commit(
+            Commit(self.run_id, OperationFence(operation), words, expects)
+        )
+
+    def _settled(self, answer: Answer) -> None:
+        if answer.word == "unknown-run":
+            raise not_found(self.run_id)
+        if answer.word != "applied":
+            raise WorkflowRuntimeError(f"run {self.run_id} answers {answer.word} {answer.detail}".rstrip())
+
+    def _port(self) -> RedisPort:
+        services = self._services
+
+        async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
+            await self.started()
+            return await self._commit(secrets.token_urlsafe(12), words, expects)
+
+        return RedisPort(
+            services.reader.link,
+            services.fleet.keys,
+            self.run_id,
+            self._codec,
+            apply,
+            token=lambda: f"client:{secrets.token_urlsafe(12)}",
+            lock_ms=EDIT_LEASE_MS,
+            turn=asyncio.Lock(),
+            on_lock=lambda _: None,
+        )
+
+
+def not_found(run_id: str) -> RunNotFound:
+    """Return the error for an id that names no run."""
+    return RunNotFound(
+        f"no run {run_id!r} is recorded in this namespace: it was never started here, or its retention has passed"
+    )
+
+
+
+
+def values_to_write(values: Mapping[str, Any], codec: Codec) -> dict[str, bytes]:
+    """Return first store values as bytes."""
+    return {name: codec.encode_value(value, where=f"state key {name!r}") for name, value in values.items()}
+
+
+def _moment(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """An error that nobody awaits is no noise: whoever awaits the handler gets it."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,443 @@
+"""Settings: one table of names, defaults and ranges; read from argument, environment, pyproject.
+
+Layer: above `errors` only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from stepfleet.errors import SettingsError
+
+#: Every environment variable of a setting starts so.
+ENV_PREFIX: Final = "STEPFLEET_"
+
+_SCHEMES: Final = ("redis", "rediss", "unix", "memory")
+
+_UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
+
+# Names the server program that `stepfleet dev` starts: read there, not a setting of the fleet.
+_SERVER_PROGRAM: Final = "REDIS_SERVER"
+
+# Kubernetes gives every pod variables such as STEPFLEET_REDIS_SERVICE_HOST for a service that is
+# called stepfleet-redis: they are not misspelt settings, and refusing them would stop every pod.
+_SERVICE_LINK: Final = re.compile(
+    r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
+def mask_url(url: str) -> str:
+    """Return `url` with its password, wherever it stands, replaced by `***`."""
+    url = re.sub(r"(://[^:@/?]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    return re.sub(r"(?i)([?&]password=)[^&#]*", r"\1***", url)
+
+
+def check_redis_url(url: str) -> str:
+    """Return `url` when a client can be made from it.
+
+    Raises:
+        ValueError: the scheme, host, port, path or database is wrong; never shows the password.
+    """
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port != 0
+    except ValueError:
+        raise ValueError("the port or host cannot be read (escape / ? # @ in a password)") from None
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("the URL starts with redis://, rediss://, unix:// or memory://")
+    if not port_is_valid:
+        raise ValueError("the port is 1 to 65535")
+    if reason := _wrong_place(parts):
+        raise ValueError(reason)
+    return url
+
+
+def _wrong_place(parts: SplitResult) -> str | None:
+    if parts.scheme == "memory":
+        return "memory:// has nothing behind it" if parts.netloc or parts.path else None
+    if parts.scheme == "unix":
+        return None if parts.path.strip("/") else "unix:// names a socket: unix:///path/redis.sock"
+    if not parts.hostname:
+        return f"{parts.scheme}:// names a host: {parts.scheme}://localhost:6379/0"
+    database = parts.path.strip("/")
+    return None if not database or database.isdecimal() else "the database behind the / is a number"
+
+
+def _duration(value: object) -> object:
+    """Read `15`, `15s`, `500ms`, `24h`; leave every other form to pydantic."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        return float(match[1]) * _UNIT_SECONDS[match[2] or "s"]
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _valid_secret_url(value: SecretStr) -> SecretStr:
+    check_redis_url(value.get_secret_value())
+    return value
+
+
+_Duration = Annotated[timedelta, BeforeValidator(_duration)]
+_RedisUrl = Annotated[SecretStr, AfterValidator(_valid_secret_url)]
+
+
+class Settings(BaseSettings):
+    """What a client, a worker or the operator's tool is told; immutable.
+
+    A value comes from the argument, else the environment variable `STEPFLEET_<NAME>`, else
+    `[tool.stepfleet]` in the nearest pyproject.toml, else the default. An argument of None counts
+    as not given.
+
+    Raises:
+        SettingsError: a name is unknown or a value is not allowed; says where it came from.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    redis_url: _RedisUrl | None = Field(
+        default=None,
+        description="The Redis or Valkey server. `memory://` runs everything in this process.",
+    )
+    namespace: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="Separates fleets that share a server: the first part of every key.",
+    )
+    partitions: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Key groups that runs are spread over; the same for the whole fleet.",
+    )
+    lease: _Duration = Field(
+        default=timedelta(seconds=15),
+        ge=timedelta(seconds=1),
+        le=timedelta(hours=1),
+        description="A worker that is silent for this long has lost its deliveries to the others.",
+    )
+    sweep: _Duration = Field(
+        default=timedelta(seconds=5),
+        ge=timedelta(seconds=0.1),
+        le=timedelta(hours=1),
+        description="How often a worker looks for lost deliveries, due timers and expired keys.",
+    )
+    max_deliveries: int = Field(
+        default=3,
+        ge=1,
+        le=1_000_000,
+        description="A delivery that was lost this often with its worker becomes a dead letter.",
+    )
+    retention: _Duration = Field(
+        default=timedelta(hours=24),
+        ge=timedelta(seconds=1),
+        le=timedelta(days=365),
+        description="How long a run can be read after its end.",
+    )
+    concurrency: int = Field(
+        default=100, ge=1, le=10_000, description="Steps that one worker process runs at once."
+    )
+    threads: int = Field(
+        default=16,
+        ge=1,
+        le=1_000,
+        description="Threads of one worker process for steps that are not async.",
+    )
+    drain_timeout: _Duration = Field(
+        default=timedelta(seconds=30),
+        ge=timedelta(0),
+        le=timedelta(hours=24),
+        description="How long a worker that was told to stop lets its steps finish.",
+    )
+    event_limit: ByteSize = Field(
+        default=ByteSize(1024 * 1024),
+        ge=1024,
+        le=64 * 1024 * 1024,
+        description="The largest encoded event, result or store value.",
+    )
+    depth_limit: int = Field(
+        default=64, ge=4, le=256, description="Levels of nesting inside one event or value."
+    )
+    stream_limit: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Public events kept per run; older ones are trimmed.",
+    )
+    inbox_limit: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Events kept per run that nobody waits for yet; the oldest is dropped first.",
+    )
+    connect_timeout: _Duration = Field(
+        default=timedelta(seconds=10),
+        ge=timedelta(seconds=0.1),
+        le=timedelta(hours=1),
+        description="How long to try to reach Redis at the start.",
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
+    ] = Field(default="info", description="The least serious log line that the commands print.")
+    log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = Field(
+        default="auto",
+        description="`auto` is `console` on a terminal, else `json` (one object a line).",
+    )
+    workflows: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description='The targets of a worker that is given none: `{name = "module:object"}`.',
+    )
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    def __init__(self, **arguments: Any) -> None:
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        _refuse_unknown(arguments, "argument", str)
+        _refuse_unknown(_own_variables(), "environment variable", _variable)
+        path, table = _project_table()
+        _refuse_unknown(table, f"key of [tool.stepfleet] in {path}", str)
+        origins = _origins_of(arguments, path, table)
+        try:
+            super().__init__(**arguments)
+        except ValidationError as error:
+            values = table | _by_field(_own_variables()) | arguments
+            raise SettingsError(_explain(error, values, origins)) from None
+        self._origins = origins
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_setting_is_true_or_false(cls, value: object) -> object:
+        # pydantic would read `lease = true` as one second
+        if isinstance(value, bool):
+            raise ValueError("not a number or a word")  # noqa: TRY004 - pydantic wants a ValueError
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Name the sources, first wins."""
+        return init_settings, env_settings, _ProjectTable(settings_cls)
+
+    def origin(self, name: str) -> str:
+        """Say where the value of a setting comes from: `default` when nobody gave one."""
+        return self._origins.get(name, "default")
+
+
+def resolve_redis_url(
+    argument: str | None, settings: Settings, *, dev_server: Callable[[Path], str | None]
+) -> str:
+    """Return the URL of the fleet: argument, environment, file, this folder's development server.
+
+    `dev_server` returns the URL of a folder's running server; it is asked last.
+
+    Raises:
+        SettingsError: none of them gives a URL, or the one that does is wrong.
+    """
+    own = None if settings.redis_url is None else settings.redis_url.get_secret_value()
+    from_file = settings.origin("redis_url").startswith("[")
+    candidates = (
+        ("the argument", argument),
+        (settings.origin("redis_url"), None if from_file else own),
+        ("environment variable REDIS_URL", os.environ.get("REDIS_URL")),
+        (settings.origin("redis_url"), own),
+    )
+    for origin, url in candidates:
+        if not url:
+            continue
+        try:
+            return check_redis_url(url)
+        except ValueError as error:
+            raise SettingsError(f"redis_url = {mask_url(url)} from {origin}: {error}") from None
+    if url := dev_server(Path.cwd()):
+        return url
+    raise SettingsError(
+        "no Redis URL is given. Give one of: the argument --redis-url redis://host:6379/0; "
+        "STEPFLEET_REDIS_URL or REDIS_URL in the environment; redis_url in [tool.stepfleet] of "
+        "pyproject.toml; or start a server for this folder with `stepfleet dev`"
+    )
+
+
+def settings_table() -> str:
+    """Return the table of all settings in Markdown, as docs/reference/settings.md shows it."""
+    rows = [
+        "| setting | environment variable | default | allowed | what it does |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        variable = "-" if name == "workflows" else f"`{_variable(name)}`"
+        default = field.get_default(call_default_factory=True, validated_data={})
+        cells = (f"`{name}`", variable, _shown(default), _allowed(name, field), field.description)
+        rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+class _ProjectTable(PydanticBaseSettingsSource):
+    """`[tool.stepfleet]` of the nearest pyproject.toml as the last source."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise AssertionError("every value is given at once")
+
+    def __call__(self) -> dict[str, Any]:
+        return _project_table()[1]
+
+
+def _project_table() -> tuple[Path | None, dict[str, Any]]:
+    """Return the nearest pyproject.toml and its `[tool.stepfleet]`, empty when there is none."""
+    here = Path.cwd()
+    paths = (folder / "pyproject.toml" for folder in (here, *here.parents))
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None, {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    table: object = document.get("tool", {}).get("stepfleet", {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"tool.stepfleet in {path} is a table: [tool.stepfleet]")
+    return path, {str(key): value for key, value in table.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _own_variables() -> dict[str, str]:
+    """Return the environment's variables with our prefix and a value, without the prefix."""
+    own = {
+        name[len(ENV_PREFIX) :]: value
+        for name, value in os.environ.items()
+        if value and name.upper().startswith(ENV_PREFIX)
+    }
+    return {
+        name: value
+        for name, value in own.items()
+        if name != _SERVER_PROGRAM and not _SERVICE_LINK.fullmatch(name)
+    }
+
+
+def _by_field(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in variables.items()}
+
+
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def _refuse_unknown(names: Mapping[str, object], kind: str, spell: Any) -> None:
+    known = list(Settings.model_fields)
+    for name in names:
+        if name.lower() in known and (name in known or spell is _variable):
+            continue
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = (
+            f"did you mean {spell(close[0])}?"
+            if close
+            else "known: " + ", ".join(spell(field) for field in known)
+        )
+        raise SettingsError(f"unknown {kind} {spell(name)}: {hint}")
+
+
+def _origins_of(
+    arguments: Mapping[str, object], path: Path | None, table: Mapping[str, object]
+) -> dict[str, str]:
+    return (
+        dict.fromkeys(table, f"[tool.stepfleet] in {path}")
+        | {name: f"environment variable {_variable(name)}" for name in _by_field(_own_variables())}
+        | dict.fromkeys(arguments, "the argument")
+    )
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Name each wrong setting, its value, where it came from and what is allowed."""
+    lines: list[str] = []
+    for detail in error.errors(include_url=False, include_context=False):
+        name = str(detail["loc"][0])
+        field = Settings.model_fields[name]
+        reason = f"allowed is {_allowed(name, field)}"
+        if name == "redis_url":
+            reason = detail["msg"].removeprefix("Value error, ")
+        line = f"{name} = {_given(values.get(name))} from {origins[name]}: {reason}"
+        if line not in lines:
+            lines.append(line)
+    return "; ".join(lines)
+
+
+def _given(value: object) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    return mask_url(value) if isinstance(value, str) else repr(value)
+
+
+def _allowed(name: str, field: FieldInfo) -> str:
+    """Say in words what a field takes, from the constraints it is declared with."""
+    if name == "redis_url":
+        return "`redis://`, `rediss://`, `unix://` or `memory://`"
+    if name == "namespace":
+        return "1 to 64 of `A-Z a-z 0-9 _ . -`"
+    if name == "workflows":
+        return "a table of `module:object`, in pyproject.toml only"
+    if choices := get_args(field.annotation):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    bounds = {
+        side: bound
+        for part in field.metadata
+        for side in ("ge", "le")
+        if (bound := getattr(part, side, None)) is not None
+    }
+    if field.annotation is ByteSize:
+        bounds = {side: ByteSize(bound) for side, bound in bounds.items()}
+    return f"{_shown(bounds['ge'])} to {_shown(bounds['le'])}"
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None | {}:
+            return "-"
+        case timedelta():
+            return _in_words(value.total_seconds())
+        case ByteSize():
+            return value.human_readable(separator=" ").replace(".0 ", " ")
+        case int():
+            return f"{value:,}"
+        case _:
+            return f"`{value}`"
+
+
+def _in_words(seconds: float) -> str:
+    """Write a duration in the largest unit that keeps it a whole number, else in seconds."""
+    for unit in ("d", "h", "m"):
+        if seconds >= _UNIT_SECONDS[unit] and seconds % _UNIT_SECONDS[unit] == 0:
+            return f"{seconds / _UNIT_SECONDS[unit]:g} {unit}"
+    return f"{seconds:g} s"

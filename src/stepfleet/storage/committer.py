@@ -1,0 +1,232 @@
+"""Group commit: what becomes ready while a call is in flight goes together in the next. Layer: storage.
+
+No delay is added when idle. A batch is capped by weight, so that Redis is blocked for less than 3 ms, and
+answered in order; after a lost reply the same batch is sent again until it is answered, because only an
+answer tells whether it was applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from stepfleet.core.commit import (
+    Answer,
+    Commit,
+    EffectFence,
+    Emit,
+    End,
+    EntryFence,
+    Expectation,
+    Stage,
+    Staged,
+    Unstage,
+    Word,
+)
+from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
+from stepfleet.storage.run_store import RunStore
+
+logger = logging.getLogger("stepfleet.committer")
+
+#: Weight of one call: 64 middle commits take Redis about 1.9 ms.
+WEIGHT: Final = 64
+#: Bytes of emitted records in one call.
+BYTES: Final = 1_000_000
+#: Deliveries that one commit emits by itself; more are staged, or sent ahead, in parts of this size.
+WIDE: Final = 500
+#: Seconds between tries while Redis is away: from, to.
+BACK_OFF: Final = (0.05, 2.0)
+
+Done = Callable[[Answer | StoreError], None]
+
+
+class Committer:
+    """Sends commits in the order in which they came.
+
+    With `patience` (seconds) a caller waits at most that long for a Redis that does not answer or refuses, and then
+    gets the error; without it, commits are kept and sent again until they are answered.
+    """
+
+    def __init__(self, store: RunStore, *, patience: float | None = None, seed: int | None = None) -> None:
+        self._store = store
+        self._patience = patience
+        self._random = random.Random(seed)
+        self._queue: deque[tuple[Commit, Done, int, int]] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def put(self, commit: Commit, done: Done) -> None:
+        """Queue a commit; `done` is called with its answer."""
+        *ahead, last = _parts(commit)
+        for part in ahead:
+            self._queue.append((part, _ignored, *_weigh(part)))
+        self._queue.append((last, done, *_weigh(last)))
+        self._idle.clear()
+        self._wake.set()
+
+    async def commit(self, commit: Commit) -> Answer:
+        """Queue a commit and return its answer.
+
+        Raises:
+            StoreError: patience ended, or Redis refuses.
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer | StoreError) -> None:
+            if future.done():
+                return
+            if isinstance(answer, StoreError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        self.put(commit, done)
+        return await future
+
+    async def drained(self) -> None:
+        """Wait until everything queued was answered."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Send batches until cancelled."""
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            await self._send(self._next_batch())
+
+    def _next_batch(self) -> list[tuple[Commit, Done, int, int]]:
+        batch: list[tuple[Commit, Done, int, int]] = []
+        weight = size = 0
+        while self._queue:
+            item = self._queue[0]
+            if batch and (weight + item[2] > WEIGHT or size + item[3] > BYTES):
+                break
+            batch.append(self._queue.popleft())
+            weight += item[2]
+            size += item[3]
+        return batch
+
+    async def _send(self, batch: list[tuple[Commit, Done, int, int]]) -> None:
+        answers = await self._answered([item[0] for item in batch])
+        refused = [
+            item for item, answer in zip(batch, answers, strict=True) if _is_refused(answer)
+        ]
+        if refused and self._patience is None:
+            # They go first again: a delivery's effects stay in order, and before its settling commit.
+            self._queue.extendleft(reversed(refused))
+            logger.warning("redis refuses to write: commits=%d reason=%s", len(refused), _reason(answers))
+            await asyncio.sleep(self._random.uniform(*BACK_OFF))
+        for (_, done, _, _), answer in zip(batch, answers, strict=True):
+            if not _is_refused(answer):
+                done(answer)
+            elif self._patience is not None:
+                done(answer if isinstance(answer, StoreError) else StoreRefused(answer.detail))
+
+    async def _answered(self, commits: list[Commit]) -> list[Answer | StoreError]:
+        delay, waited = BACK_OFF[0], 0.0
+        while True:
+            try:
+                return list(await self._store.commit(commits))
+            except ConnectionLost as error:
+                if self._patience is not None and waited >= self._patience:
+                    return [error for _ in commits]
+                if waited == 0:
+                    logger.warning("redis does not answer, commits are kept: commits=%d error=%s", len(commits), error)
+            except StoreRefused as error:
+                return [error for _ in commits]
+            pause = self._random.uniform(delay / 2, delay)
+            waited += pause
+            await asyncio.sleep(pause)
+            delay = min(delay * 2, BACK_OFF[1])
+
+
+def _is_refused(answer: Answer | StoreError) -> bool:
+    return isinstance(answer, StoreError) or answer.word == "refused"
+
+
+def _reason(answers: list[Answer | StoreError]) -> str:
+    for answer in answers:
+        if isinstance(answer, StoreError):
+            return str(answer)
+        if answer.word == "refused":
+            return answer.detail
+    return ""
+
+
+def _ignored(answer: Answer | StoreError) -> None:
+    """A part that was not applied shows in the commit that ends the parts."""
+
+
+def _weigh(commit: Commit) -> tuple[int, int]:
+    weight, size, emits = 1, 0, 0
+    for word in commit.words:
+        if isinstance(word, Emit | Stage):
+            count = len(word.deliveries)
+            emits += count if isinstance(word, Emit) else count // 8
+            size += sum(len(record) for _, record in word.deliveries)
+        elif isinstance(word, End):
+            weight += 1
+    return weight + emits // 4, size
+
+
+def _parts(commit: Commit) -> list[Commit]:
+    """Return a wide commit as several: parts that can stand alone first, then the one that settles."""
+    wide = [
+        word
+        for word in commit.words
+        if isinstance(word, Emit) and (len(word.deliveries) > WIDE or _bytes(word) > BYTES)
+    ]
+    fence = commit.fence
+    if not wide or not isinstance(fence, EntryFence | EffectFence):
+        return [commit]
+    effect = EffectFence(fence.route, fence.entry)
+    parts: list[Commit] = []
+    words: list[Word] = []
+    expects: list[Expectation] = list(commit.expects)
+    staged: set[str] = set()
+    for word in commit.words:
+        if not isinstance(word, Emit) or word not in wide:
+            words.append(word)
+            continue
+        chunks = _chunks(word)
+        stage = isinstance(fence, EntryFence) and not word.guard and word.route.step not in staged
+        if stage and isinstance(fence, EntryFence) and word.route.limit:
+            staged.add(word.route.step)
+            for number, chunk in enumerate(chunks):
+                parts.append(
+                    Commit(commit.run_id, effect, [Stage(fence.delivery, word.route, number == 0, chunk)])
+                )
+            expects.append(Staged(fence.delivery, word.route, len(word.deliveries)))
+            words.append(Unstage(fence.delivery, word.route, len(word.deliveries)))
+        else:
+            # What stood before goes first; the parts carry their guard, so a repetition adds nothing.
+            parts += [Commit(commit.run_id, effect, [*words, word._replace(deliveries=chunk)]) for chunk in chunks[:1]]
+            parts += [Commit(commit.run_id, effect, [word._replace(deliveries=chunk)]) for chunk in chunks[1:]]
+            words = []
+    return [*parts, commit._replace(words=words, expects=expects)]
+
+
+def _bytes(word: Emit) -> int:
+    return sum(len(record) for _, record in word.deliveries)
+
+
+def _chunks(word: Emit) -> list[tuple[tuple[str, bytes], ...]]:
+    chunks: list[tuple[tuple[str, bytes], ...]] = []
+    chunk: list[tuple[str, bytes]] = []
+    size = 0
+    for delivery in word.deliveries:
+        if chunk and (len(chunk) >= WIDE or size + len(delivery[1]) > BYTES):
+            chunks.append(tuple(chunk))
+            chunk, size = [], 0
+        chunk.append(delivery)
+        size += len(delivery[1])
+    chunks.append(tuple(chunk))
+    return chunks

@@ -1,0 +1,162 @@
+"""Reads a consumer's deliveries: new ones, reclaimed ones, handed-back ones, and those it never saw. Layer: storage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from stepfleet.core.commit import Route
+from stepfleet.core.delivery import Delivery, Record
+from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.storage.keys import GROUP, Keys
+from stepfleet.storage.link import Link
+from stepfleet.storage.scripts import script
+from stepfleet.wire import decode_record
+
+
+class Alarm(NamedTuple):
+    """A system entry: a place under a step's ceiling was kept for this run."""
+
+    run_id: str
+    route: Route
+    entry: str
+    step: str
+
+
+class Unreadable(NamedTuple):
+    """An entry that is no delivery of this version."""
+
+    run_id: str
+    id: str
+    route: Route
+    entry: str
+    raw: bytes
+    error: DecodeError
+    deliveries: int
+
+
+Arrival = Delivery | Alarm | Unreadable
+
+
+class Consumer:
+    """Reads the streams of one worker in its name."""
+
+    def __init__(self, reading: Link, calls: Link, keys: Keys, routes: Sequence[Route], *, consumer: str) -> None:
+        self._reading = reading
+        self._calls = calls
+        self._keys = keys
+        self._routes = {self._stream(route): route for route in routes}
+        self._streams = list(self._routes)
+        self._turn = 0
+        self.consumer = consumer
+
+    async def create_groups(self) -> None:
+        """Create streams and groups that are missing; entries already there will be delivered.
+
+        Raises:
+            StoreRefused: Redis does not allow it.
+        """
+        commands = [("XGROUP", "CREATE", name, GROUP, "0", "MKSTREAM") for name in self._streams]
+        for reply in await self._calls.calls(commands):
+            if isinstance(reply, StoreRefused) and "BUSYGROUP" not in str(reply):
+                raise reply
+
+    async def read(self, free: int) -> list[Arrival]:
+        """Return up to about `free` new deliveries, waiting a while for the first.
+
+        Raises:
+            ConnectionLost, StoreRefused: as `Link.call`.
+        """
+        if free >= len(self._streams):
+            # Each stream may answer with COUNT entries: what is read has to be startable at once.
+            return await self._read_new(self._streams, free // len(self._streams), block=True)
+        for _ in range(len(self._streams)):
+            self._turn = (self._turn + 1) % len(self._streams)
+            found = await self._read_new([self._streams[self._turn]], free, block=False)
+            if found:
+                return found
+        return await self._read_new(self._streams, 1, block=True)
+
+    async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[Arrival]:
+        before = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count)
+        after = ("STREAMS", *streams, *[">"] * len(streams))
+        reply = await (self._reading.read(before, after) if block else self._reading.call(*before, *after))
+        found: list[Arrival] = []
+        for name, entries in reply or ():
+            route = self._routes[name.decode()]
+            for entry, fields in entries:
+                found.append(_arrival(route, entry.decode(), fields, 1, fresh=True))
+        return found
+
+    async def reclaim(self, leases: str, *, most: int, suspects: int, may_bury: bool, lease_ms: int) -> list[Arrival]:
+        """Take over handed-back deliveries and, if allowed, those of consumers whose lease ran out."""
+        rows = await self._calls.script(
+            script("reclaim"),
+            [leases, *self._streams],
+            [GROUP, self.consumer, most, suspects, int(may_bury), lease_ms],
+        )
+        return self._taken(rows)
+
+    async def pending(self) -> list[tuple[int, str]]:
+        """Return (stream index, entry id) of what is pending under this consumer's name."""
+        commands = [("XPENDING", name, GROUP, "-", "+", 1000, self.consumer) for name in self._streams]
+        rows: list[tuple[int, str]] = []
+        for index, reply in enumerate(await self._calls.calls(commands), start=1):
+            if not isinstance(reply, Exception):
+                rows += [(index, row[0].decode()) for row in cast(Iterable[Any], reply)]
+        return rows
+
+    def held_rows(self, held: Collection[tuple[Route, str]]) -> set[tuple[int, str]]:
+        """Return held deliveries as (stream index, entry id)."""
+        positions = {name: index for index, name in enumerate(self._streams, start=1)}
+        return {(positions[self._stream(route)], entry) for route, entry in held}
+
+    def rows_named(self, rows: Iterable[tuple[int, str]]) -> list[tuple[Route, str]]:
+        """Return (stream index, entry id) as (route, entry id)."""
+        return [(self._routes[self._streams[index - 1]], entry) for index, entry in rows]
+
+    async def audit(self, rows: Iterable[tuple[int, str]]) -> list[Arrival]:
+        """Return deliveries that are pending under this consumer's name and that it never saw."""
+        args = [part for row in rows for part in row]
+        if not args:
+            return []
+        return self._taken(
+            await self._calls.script(script("audit"), self._streams, [GROUP, self.consumer, *args])
+        )
+
+    async def hand_back(self, held: Collection[tuple[Route, str]]) -> int:
+        """Return deliveries to every worker, give up the lease, and return how many were given back."""
+        args = [part for row in sorted(self.held_rows(held)) for part in row]
+        keys = [self._keys.leases, self._keys.workers, *self._streams]
+        return int(await self._calls.script(script("hand_back"), keys, [GROUP, self.consumer, *args]))
+
+    async def clean(self, *, tombstone_ms: int, retention_ms: int) -> int:
+        """Remove what only dead workers left."""
+        keys = [self._keys.leases, self._keys.workers, self._keys.ended, *self._streams]
+        return int(await self._calls.script(script("janitor"), keys, [GROUP, tombstone_ms, retention_ms]))
+
+
+    def _taken(self, rows: Sequence[Any]) -> list[Arrival]:
+        found: list[Arrival] = []
+        for index, entry, deliveries, fields, _owner in rows:
+            route = self._routes[self._streams[index - 1]]
+            found.append(_arrival(route, entry.decode(), fields, int(deliveries), fresh=False))
+        return found
+
+    def _stream(self, route: Route) -> str:
+        return self._keys.stream(route.workflow, route.type, route.step)
+
+
+def _arrival(route: Route, entry: str, fields: Sequence[bytes], deliveries: int, *, fresh: bool) -> Arrival:
+    content: Mapping[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=False))
+    run_id = content.get(b"r", b"").decode("utf-8", "replace")
+    name = content.get(b"i", b"").decode("utf-8", "replace")
+    step = content.get(b"w")
+    if step is not None:
+        return Alarm(run_id, route, entry, step.decode())
+    raw = content.get(b"d", b"")
+    try:
+        record: Record = decode_record(raw)
+    except DecodeError as error:
+        return Unreadable(run_id, name, route, entry, raw, error, deliveries)
+    return Delivery(run_id, name, route, entry, record, deliveries, fresh)

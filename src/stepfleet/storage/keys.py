@@ -1,0 +1,132 @@
+"""Every Redis key of stepfleet: its name, its type, who owns it and when it goes. Layer: storage.
+
+All keys of one namespace and partition share the hash tag `{namespace:partition}`, so that every script
+touches one slot. `docs/explanation/keyspace.md` is this file as a table.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: The one consumer group of every step stream.
+GROUP: Final = "workers"
+
+#: The step-stream "event type" under which a workflow's workers receive what is decided in Python.
+SYSTEM: Final = "__sys"
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def escape(name: str) -> str:
+    """Return `name` with every character outside `[A-Za-z0-9_.-]` written as `.xHH.`."""
+    return _UNSAFE.sub(lambda match: f".x{ord(match[0]):x}.", name)
+
+
+class Keys:
+    """Names the keys of one partition of one namespace.
+
+    Raises:
+        ValueError: the namespace has characters outside `[A-Za-z0-9_.-]` or more than 64 of them.
+    """
+
+    def __init__(self, namespace: str, partition: int = 0) -> None:
+        if not _NAMESPACE.fullmatch(namespace):
+            raise ValueError(f"namespace {namespace!r} is not 1 to 64 characters of A-Z a-z 0-9 _ . -")
+        self.namespace = namespace
+        self.tag = tag = f"{{{namespace}:{partition}}}"
+        #: zset, consumer -> lease end in ms of Redis time; 0: `returned`; negative: tombstone of a dead one.
+        self.leases = f"{tag}:leases"
+        #: hash, consumer -> what the worker tells of itself; removed when it leaves, else by the janitor.
+        self.workers = f"{tag}:workers"
+        #: zset, member (begins with the run id) -> when it is due; removed when it fires.
+        self.timers = f"{tag}:timers"
+        #: hash, member -> what to do when it is due.
+        self.timer_data = f"{tag}:timers:data"
+        #: zset, live run -> its deadline (+inf: none yet).
+        self.live = f"{tag}:live"
+        #: zset, ended run -> its end; older than the retention: removed by the janitor.
+        self.ended = f"{tag}:ended"
+        #: stream of (run, status) of every ended run, bounded.
+        self.ends = f"{tag}:ends"
+        #: stream of dead letters, bounded.
+        self.dead = f"{tag}:dead"
+        #: list of ended runs whose further keys the janitor still has to expire.
+        self.tidy = f"{tag}:tidy"
+        self._run = f"{tag}:run:"
+
+    # -- of a workflow -----------------------------------------------------------------------------
+
+    def stream(self, workflow: str, event_type: str, step: str) -> str:
+        """Stream of the events of one type for one step (or, without a step, of the system)."""
+        if not step:
+            return f"{self.tag}:s:{workflow}:{event_type}"
+        return f"{self.tag}:s:{workflow}:{event_type}:{step}"
+
+    def workflow(self, workflow: str) -> str:
+        """Hash, code digest -> definition (routes, quotas, start type, time-out), written by workers."""
+        return f"{self.tag}:wf:{workflow}"
+
+    def gauge(self, workflow: str, step: str) -> str:
+        """Hash with the deliveries of one step that are in streams, over all runs; `:queue` beside it."""
+        return f"{self.tag}:lim:{workflow}:{step}"
+
+    # -- of a run: all expire `retention` after its end ---------------------------------------------
+
+    def run(self, run_id: str) -> str:
+        """Hash: status, workflow, times, public sequence, slot counters, open waiters, result."""
+        return self._run + run_id
+
+    def open(self, run_id: str) -> str:
+        """Hash, delivery -> where it is: the index of the run's pending work (held ones are in `hold`)."""
+        return f"{self._run}{run_id}:open"
+
+    def hold(self, run_id: str, step: str) -> str:
+        """List of the deliveries that wait for a `num_workers` slot of one step."""
+        return f"{self._run}{run_id}:hold:{step}"
+
+    def buffer(self, run_id: str, name: str) -> tuple[str, str]:
+        """Hash (version, counts by type) and list (events) of one collect buffer."""
+        key = f"{self._run}{run_id}:buf:{name}"
+        return key, f"{key}:events"
+
+    def wait(self, run_id: str) -> str:
+        """Hash, waiter -> requirement, suspended delivery, journal."""
+        return f"{self._run}{run_id}:wait"
+
+    def inbox(self, run_id: str) -> str:
+        """List of the last events that nobody accepted or awaited."""
+        return f"{self._run}{run_id}:inbox"
+
+    def sent(self, run_id: str, delivery: str) -> str:
+        """Hash of the early effects of an open delivery; erased by the commit that settles it."""
+        return f"{self._run}{run_id}:sent:{delivery}"
+
+    def stage(self, run_id: str, delivery: str, step: str) -> str:
+        """List of the deliveries of a wide result on its way; becomes (part of) the hold list."""
+        return f"{self._run}{run_id}:stage:{delivery}:{step}"
+
+    def store(self, run_id: str) -> str:
+        """Hash, top-level key of the context store -> version and value."""
+        return f"{self._run}{run_id}:store"
+
+    def lock(self, run_id: str) -> str:
+        """String with the token of the `edit_state` in progress; expires with its lease."""
+        return f"{self._run}{run_id}:lock"
+
+    def events(self, run_id: str) -> str:
+        """Stream of the public events, created by the first one."""
+        return f"{self._run}{run_id}:events"
+
+    def operations(self, run_id: str) -> str:
+        """Zset of the last operation ids of clients."""
+        return f"{self._run}{run_id}:ops"
+
+    def parked(self, run_id: str) -> str:
+        """Hash, delivery -> stream label and record, of work kept when the run was cancelled or dead-lettered."""
+        return f"{self._run}{run_id}:parked"
+
+    def further(self, run_id: str) -> str:
+        """Set of the run's keys that the end cannot name; the janitor expires them."""
+        return f"{self._run}{run_id}:keys"

@@ -1,0 +1,215 @@
+"""One connection to Redis: calls go out in order, replies come back in order, errors are ours. Layer: storage.
+
+Built on redis-py's `Connection` (TLS, authentication, Sentinel, RESP parsing), without its client: no response
+callbacks, no pool, and commands packed by hiredis, which halves the cost of a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.storage.scripts import Script
+
+Arg = str | bytes | int | float
+
+#: Seconds without an answer after which a connection counts as lost.
+REPLY_TIMEOUT = 5.0
+#: Seconds that a blocking read waits at Redis: below `REPLY_TIMEOUT`, short enough to notice a half-open socket.
+BLOCK = 2.0
+
+
+class Connect(Protocol):
+    """Makes a fresh, not yet connected, connection."""
+
+    def __call__(self) -> AbstractConnection: ...
+
+
+def connector(url: str, *, connect_timeout: float = 10.0) -> Callable[[], AbstractConnection]:
+    """Return a maker of connections to `url` (redis://, rediss:// or unix://)."""
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "decode_responses": False,
+        "socket_timeout": None,
+        "socket_connect_timeout": connect_timeout,
+        "health_check_interval": 0,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+    }
+    if url.startswith("unix:"):
+        del options["socket_connect_timeout"]
+    else:
+        options["socket_keepalive"] = True
+    pool = ConnectionPool.from_url(url, **options)
+    return pool.make_connection
+
+
+class Link:
+    """One connection. Calls may come from many tasks: each waits for its turn.
+
+    A call that fails closes the connection, the next one opens a new one: after a lost reply nothing
+    can be read from the old connection any more.
+    """
+
+    def __init__(self, connect: Callable[[], AbstractConnection], *, name: str = "") -> None:
+        self._connect = connect
+        self._name = name
+        self._connection: AbstractConnection | None = None
+        self._turn = asyncio.Lock()
+        #: Calls made so far (a pipeline or a script is one): what the cost guard counts.
+        self.calls_made = 0
+        self._client_id: int | None = None
+        self._interrupting: asyncio.Task[None] | None = None
+        self._interrupt_wanted = False
+        self._reading = False
+        self._bell: Link | None = None
+
+    async def call(self, *command: Arg, timeout: float = REPLY_TIMEOUT) -> Any:
+        """Send one command and return its raw reply.
+
+        Raises:
+            ConnectionLost: Redis did not answer; the command may or may not have been carried out.
+            StoreRefused: Redis answered with an error.
+        """
+        async with self._turn, self._guarded() as connection:
+            self.calls_made += 1
+            await connection.send_packed_command(hiredis.pack_command(command), check_health=False)
+            async with asyncio.timeout(timeout):
+                return await connection.read_response(disable_decoding=True)
+
+    async def calls(self, commands: Sequence[tuple[Arg, ...]], *, timeout: float = REPLY_TIMEOUT) -> list[Any]:
+        """Send several commands at once and return their replies; an error reply stands as `StoreRefused`.
+
+        Raises:
+            ConnectionLost: as `call`.
+        """
+        if not commands:
+            return []
+        async with self._turn, self._guarded() as connection:
+            self.calls_made += 1
+            packed = b"".join(hiredis.pack_command(command) for command in commands)
+            await connection.send_packed_command(packed, check_health=False)
+            replies: list[Any] = []
+            async with asyncio.timeout(timeout):
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response(disable_decoding=True))
+                    except ResponseError as error:
+                        replies.append(_refused(error))
+            return replies
+
+    async def script(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """Run a script, loading it when Redis does not know it (a restart forgets scripts).
+
+        Raises:
+            ConnectionLost, StoreRefused: as `call`.
+        """
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        try:
+            return await self.call(*command)
+        except StoreRefused as refusal:
+            if not isinstance(refusal.__cause__, NoScriptError):
+                raise
+        await self.call("SCRIPT", "LOAD", script.source)
+        return await self.call(*command)
+
+    async def read(self, before: Sequence[Arg], after: Sequence[Arg], *, block: float = BLOCK) -> Any:
+        """Send a blocking read (`before`, BLOCK, `after`) and return its reply, None when nothing came."""
+        if self._client_id is None:
+            self._client_id = await self.call("CLIENT", "ID")
+        self._reading = True
+        try:
+            return await self.call(*before, "BLOCK", int(block * 1000), *after, timeout=block + REPLY_TIMEOUT)
+        finally:
+            self._reading = False
+
+    def interrupt(self) -> None:
+        """Make a blocking read that is under way return now, with nothing."""
+        self._interrupt_wanted = True
+        if self._interrupting is None or self._interrupting.done():
+            self._interrupting = asyncio.create_task(self._unblock(), name="stepfleet-interrupt")
+
+    async def _unblock(self) -> None:
+        if self._bell is None:
+            self._bell = Link(self._connect)
+        while self._interrupt_wanted:
+            self._interrupt_wanted = False
+            # The read may be on its way to Redis still: ask until it was found waiting, or has returned.
+            while self._reading and self._client_id is not None:
+                try:
+                    if await self._bell.call("CLIENT", "UNBLOCK", self._client_id):
+                        break
+                except (ConnectionLost, StoreRefused):
+                    return  # the read ends by itself within BLOCK seconds
+                await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        connection, self._connection = self._connection, None
+        self._client_id = None
+        if self._interrupting is not None:
+            self._interrupting.cancel()
+        if self._bell is not None:
+            await self._bell.close()
+        if connection is not None:
+            await connection.disconnect()
+
+    @asynccontextmanager
+    async def _guarded(self) -> AsyncIterator[AbstractConnection]:
+        """Give the open connection; map errors, and close it when a reply may still be on its way."""
+        connection = self._connection
+        try:
+            if connection is None:
+                connection = self._connect()
+                await connection.connect()
+                if self._name:
+                    await connection.send_command("CLIENT", "SETNAME", self._name)
+                    await connection.read_response()
+                self._connection = connection
+            yield connection
+        except ResponseError as error:
+            if self._connection is not connection:
+                await _discard(connection)
+            raise _refused(error) from error
+        except BaseException as error:
+            self._connection = self._client_id = None
+            await _discard(connection)
+            if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)):
+                raise ConnectionLost(f"Redis did not answer: {error or 'time-out'}") from error
+            if isinstance(error, RedisError):
+                raise StoreRefused(str(error)) from error
+            raise
+
+
+async def _discard(connection: AbstractConnection | None) -> None:
+    if connection is None:
+        return
+    try:
+        await connection.disconnect(nowait=True)
+    except (OSError, RedisError):
+        pass
+
+
+def _refused(error: ResponseError) -> StoreRefused:
+    refusal = StoreRefused(str(error) or type(error).__name__)
+    refusal.__cause__ = error
+    return refusal

@@ -1,0 +1,86 @@
+-- expectations.lua (part of commit.lua): what a commit relies on that others can move. Read only.
+--
+-- Each returns where the next one begins and, when it does not hold, the answer with what moved.
+
+-- Whether an open waiter wants events of this stream's type: they are matched in Python before anything else.
+local function awaited(s)
+  if not fields[3] or fields[3] == '0' then return false end
+  local type_ = string.match(LABEL[s], '^[^:]*')
+  local counts = rc('HMGET', run, 'waiting:' .. type_, 'waiting:*')
+  return (counts[1] or '0') ~= '0' or (counts[2] or '0') ~= '0'
+end
+
+local function version_of(key) return rc('HGET', key, 'version') or '0' end
+
+local function moved(buffer, list, version)
+  return 'conflict ' .. buffer .. ' ' .. version .. ' ' .. rc('LLEN', K[list])
+end
+
+local EXPECT = {
+  -- hash, field: it is there
+  has = function(j)
+    if rc('HEXISTS', K[A[j] + 0], A[j + 1]) == 0 then return j + 2, 'conflict' end
+    return j + 2
+  end,
+  -- field, value: the run's record has this value ('' for none)
+  is = function(j)
+    if (rc('HGET', run, A[j]) or '') ~= A[j + 1] then return j + 2, 'conflict' end
+    return j + 2
+  end,
+  -- name, buffer, list, version: nobody appended or released since
+  version = function(j)
+    local version = version_of(K[A[j + 1] + 0])
+    if version ~= A[j + 3] then return j + 4, moved(A[j], A[j + 2] + 0, version) end
+    return j + 4
+  end,
+  -- name, buffer, list, type, n, n times (type, quota): one more event of this type does not complete the buffer
+  quota = function(j)
+    local buffer, own, n = K[A[j + 1] + 0], A[j + 3], A[j + 4] + 0
+    local next_, lacks, fits = j + 5 + 2 * n, 0, false
+    for x = j + 5, next_ - 2, 2 do
+      local have, need = (rc('HGET', buffer, 'n:' .. A[x]) or 0) + 0, A[x + 1] + 0
+      if A[x] == own and have < need then have, fits = have + 1, true end
+      if have < need then lacks = lacks + need - have end
+    end
+    if fits and lacks == 0 then return next_, moved(A[j], A[j + 2] + 0, version_of(buffer)) end
+    appends[buffer], missing = fits, lacks
+    return next_
+  end,
+  -- list, length, stream: a staged result is whole, and nobody waits for its events
+  staged = function(j)
+    if rc('LLEN', K[A[j] + 0]) ~= A[j + 1] + 0 or awaited(A[j + 2] + 0) then return j + 3, 'conflict' end
+    return j + 3
+  end,
+  -- hash, field, version ('' for none): a stored value is the one that was read
+  value = function(j)
+    local stored = rc('HGET', K[A[j] + 0], A[j + 1])
+    if (stored and string.match(stored, '^%d+') or '') ~= A[j + 2] then return j + 3, 'conflict' end
+    return j + 3
+  end,
+  -- lock, token: free, or mine already
+  free = function(j)
+    local holder = rc('GET', K[A[j] + 0])
+    if holder and holder ~= A[j + 1] then return j + 2, 'conflict ' .. rc('PTTL', K[A[j] + 0]) end
+    return j + 2
+  end,
+  -- lock, token: mine
+  locked = function(j)
+    if rc('GET', K[A[j] + 0]) ~= A[j + 1] then return j + 2, 'conflict' end
+    return j + 2
+  end,
+  -- field of `open`, execution, call: this call of this execution was not applied yet
+  unapplied = function(j)
+    local last = rc('HGET', open, A[j])
+    if last then
+      local execution, call = string.match(last, '^(%S+) (%d+)$')
+      if execution == A[j + 1] and call + 0 >= A[j + 2] + 0 then return j + 3, 'applied' end
+    end
+    return j + 3
+  end,
+  -- key, type: a key this commit will write can be written
+  writable = function(j)
+    local type_ = rc('TYPE', K[A[j] + 0]).ok
+    if type_ ~= 'none' and type_ ~= A[j + 1] then return j + 2, 'broken' end
+    return j + 2
+  end,
+}

@@ -1,0 +1,94 @@
+-- fences.lua (part of commit.lua): the proofs that a commit may act.
+--
+-- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; settle(j): consumes it, as the
+-- first write of the commit; drop(j): consumes it when the run has ended. j is where its arguments begin.
+
+local function mine(s, entry)
+  return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
+end
+
+local function acknowledge(s, entry)
+  rc('XACK', STREAM[s], group, entry)
+  local list = deletions[s]
+  if list then list[#list + 1] = entry else deletions[s] = { entry } end
+end
+
+local FENCE = {
+  -- a delivery that is settled: stream, entry, delivery, hold list of its step (0: it has no slot)
+  entry = {
+    size = 4,
+    prove = function(j) if not mine(A[j] + 0, A[j + 1]) then return 'gone' end end,
+    settle = function(j)
+      local s, hold = A[j] + 0, A[j + 3] + 0
+      rc('HDEL', open, A[j + 2])
+      acknowledge(s, A[j + 1])
+      vacate(s)
+      if hold > 0 then refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1)) end
+    end,
+    drop = function(j)
+      acknowledge(A[j] + 0, A[j + 1])
+      vacate(A[j] + 0)
+    end,
+  },
+  -- a delivery whose run cannot be read; no key of the run is touched: stream, entry
+  stray = {
+    size = 2,
+    prove = function(j) if not mine(A[j] + 0, A[j + 1]) then return 'gone' end end,
+    settle = function(j)
+      acknowledge(A[j] + 0, A[j + 1])
+      vacate(A[j] + 0)
+    end,
+  },
+  -- an early effect of a delivery that goes on: stream, entry
+  effect = {
+    size = 2,
+    prove = function(j) if not mine(A[j] + 0, A[j + 1]) then return 'gone' end end,
+    settle = function() end,
+    drop = function() end,
+  },
+  -- a timer that is due: zset, hash of its data, member
+  timer = {
+    size = 3,
+    prove = function(j) if not rc('ZSCORE', K[A[j] + 0], A[j + 2]) then return 'gone' end end,
+    settle = function(j)
+      rc('ZREM', K[A[j] + 0], A[j + 2])
+      rc('HDEL', K[A[j + 1] + 0], A[j + 2])
+    end,
+  },
+  -- a run past its deadline: zset of live runs
+  overdue = {
+    size = 1,
+    prove = function(j)
+      local deadline = rc('ZSCORE', K[A[j] + 0], run_id)
+      if not deadline or tonumber(deadline) > now_ms() then return 'gone' end
+    end,
+    settle = function() end,
+  },
+  -- something asked for once under an id of its own: zset of ids, id, how many are kept
+  operation = {
+    size = 3,
+    prove = function(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end,
+    settle = function(j)
+      local n = rc('HINCRBY', run, 'operations', 1)
+      rc('ZADD', K[A[j] + 0], n, A[j + 1])
+      if n == 1 then register(K[A[j] + 0]) end
+      rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
+    end,
+  },
+  -- whoever asks, while the run is live
+  control = { size = 0, prove = function() end, settle = function() end },
+  -- a run that does not exist yet: digest of its start, zset of live runs, number of fields, field, value, ...
+  new = {
+    size = 3,
+    prove = function(j)
+      local digest = rc('HGET', run, 'digest')
+      if digest then return digest == A[j] and 'applied' or 'exists' end
+    end,
+    settle = function(j)
+      rc('HSET', run, 'digest', A[j], 'started', now_ms(), unpack(A, j + 3, j + 2 + A[j + 2]))
+      rc('ZADD', K[A[j + 1] + 0], '+inf', run_id)
+    end,
+  },
+}
+FENCE.timer.drop, FENCE.overdue.drop, FENCE.operation.drop = FENCE.timer.settle, FENCE.overdue.settle, function() end
+FENCE.control.drop = function() end

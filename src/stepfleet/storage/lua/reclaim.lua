@@ -1,0 +1,64 @@
+-- reclaim.lua: takes over deliveries of consumers that handed them back or whose lease ran out. Moves ownership only.
+--
+-- KEYS  leases, then the streams to look at.
+-- ARGV  group, me, how many at most, how many that were lost twice or more at most, 1 if dead consumers may be buried,
+--       lease in ms.
+-- Returns {stream index, entry id, deliveries so far, fields, previous owner} for each.
+-- Invariant: the delivery counter of Redis rises only when a buried consumer had the delivery; handed-back ones keep it.
+
+local leases, group, me = KEYS[1], ARGV[1], ARGV[2]
+local left, suspects, may_bury = ARGV[3] + 0, ARGV[4] + 0, ARGV[5] == '1'
+local taken = {}
+
+-- Whether the deliveries of this consumer may be taken: 'returned', 'dead' or nil.
+local function standing(consumer)
+  if consumer == 'returned' then return consumer end
+  if consumer == me then return nil end
+  local score = tonumber(rc('ZSCORE', leases, consumer) or nil)
+  if not score then
+    -- Redis lost the lease, not necessarily the worker: it has one lease to come back.
+    rc('ZADD', leases, string.format('%.0f', now_ms() + ARGV[6]), consumer)
+    return nil
+  end
+  if score < 0 then return may_bury and 'dead' or nil end
+  if score > 0 and score <= now_ms() and may_bury then
+    rc('ZADD', leases, string.format('%.0f', -now_ms()), consumer)
+    return 'dead'
+  end
+end
+
+local function take(s, row, owner, how)
+  local entry, deliveries = row[1], row[4] + 0
+  if how == 'returned' then
+    rc('XCLAIM', KEYS[s], group, me, 0, entry, 'JUSTID')
+  else
+    deliveries = deliveries + 1
+    rc('XCLAIM', KEYS[s], group, me, 0, entry)
+  end
+  local found = rc('XRANGE', KEYS[s], entry, entry)[1]
+  if found then
+    taken[#taken + 1] = { s - 1, entry, deliveries, found[2], owner }
+    left = left - 1
+  else
+    rc('XACK', KEYS[s], group, entry)
+  end
+end
+
+for s = 2, #KEYS do
+  local ok, summary = pcall(rc, 'XPENDING', KEYS[s], group)
+  if ok and summary[1] > 0 then
+    for _, consumer in ipairs(summary[4]) do
+      local how = left > 0 and standing(consumer[1])
+      if how then
+        for _, row in ipairs(rc('XPENDING', KEYS[s], group, '-', '+', 1000, consumer[1])) do
+          local suspect = how == 'dead' and row[4] + 0 >= 2 or row[4] + 0 >= 3
+          if left > 0 and (not suspect or suspects > 0) then
+            if suspect then suspects = suspects - 1 end
+            take(s, row, consumer[1], how)
+          end
+        end
+      end
+    end
+  end
+end
+return taken

@@ -1,0 +1,207 @@
+"""Reads what is recorded: runs, their public streams, definitions, workers. Layer: storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import msgpack
+
+from stepfleet.core.commit import Route
+from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.storage.keys import Keys
+from stepfleet.storage.link import Link
+from stepfleet.wire import PublicEntry, Waiter, decode_public, decode_waiter
+
+
+class RunRecord(NamedTuple):
+    """The hash of a run."""
+
+    status: str
+    workflow: str
+    started_ms: int
+    ended_ms: int | None
+    seq: int
+    deadline: str
+    entry: PublicEntry | None
+    error: bytes | None
+    step: str | None
+
+
+class PublicRow(NamedTuple):
+    """One entry of a public stream as it stands there."""
+
+    seq: int
+    entry: PublicEntry
+    #: Of a mark: the entries that were not repeated.
+    stale: tuple[int, ...]
+
+
+class Definition(NamedTuple):
+    """What the workers of a workflow say of it, for callers without its class."""
+
+    digest: str
+    #: Type name -> streams.
+    routes: Mapping[str, tuple[Route, ...]]
+    start: str
+    timeout_ms: int | None
+    #: Digest of the constructor arguments of the workers' instance; '' when they cannot be compared.
+    arguments: str
+
+
+class RunReader:
+    """Reads by plain commands, over one connection."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self.link = link
+        self.keys = keys
+
+    async def runs(self, run_ids: Sequence[str]) -> list[RunRecord | None]:
+        """Return the records of runs, None for one that is not there.
+
+        Raises:
+            ConnectionLost: Redis is away.
+            StoreRefused: a record is no hash.
+        """
+        fields = ("status", "workflow", "started", "ended", "seq", "deadline", "entry", "error", "step")
+        replies = await self.link.calls([("HMGET", self.keys.run(run_id), *fields) for run_id in run_ids])
+        return [_run_record(reply) for reply in replies]
+
+    async def pending(self, run_id: str) -> dict[str, str]:
+        """Return where the run's open deliveries are."""
+        rows = await self.link.call("HGETALL", self.keys.open(run_id))
+        return {name.decode(): where.decode() for name, where in _pairs(rows) if not name.endswith(b"!")}
+
+    async def held(self, run_id: str) -> dict[str, int]:
+        """Return how many deliveries wait for a slot of each step."""
+        further = await self.link.call("SMEMBERS", self.keys.further(run_id))
+        prefix = self.keys.hold(run_id, "").encode()
+        lists = [name for name in further if name.startswith(prefix)]
+        lengths = await self.link.calls([("LLEN", name) for name in lists])
+        return {
+            name[len(prefix) :].decode(): length
+            for name, length in zip(lists, lengths, strict=True)
+            if isinstance(length, int) and length
+        }
+
+    async def public(self, run_id: str, after: int, count: int = 500) -> list[PublicRow]:
+        """Return public entries behind a sequence."""
+        rows = await self.link.call("XRANGE", self.keys.events(run_id), f"({after}-0", "+", "COUNT", count)
+        return [public_row(row) for row in rows]
+
+    async def waiters(self, run_id: str) -> list[Waiter]:
+        """Return the run's open waiters."""
+        rows = await self.link.call("HGETALL", self.keys.wait(run_id))
+        return [decode_waiter(data) for _, data in _pairs(rows)]
+
+    async def waiter(self, run_id: str, name: str) -> Waiter | None:
+        """Return one open waiter."""
+        data = await self.link.call("HGET", self.keys.wait(run_id), name)
+        return None if data is None else decode_waiter(data)
+
+    async def buffer(self, run_id: str, name: str, length: int) -> list[bytes]:
+        """Return the first `length` events of a collect buffer."""
+        _, events = self.keys.buffer(run_id, name)
+        return list(await self.link.call("LRANGE", events, 0, length - 1)) if length else []
+
+    async def inbox(self, run_id: str, delivery: str) -> tuple[str, list[bytes], int]:
+        """Return how many events came to the inbox ever, those kept, and the last sequence `delivery` published."""
+        count, kept, sent = await self.link.calls(
+            [
+                ("HGET", self.keys.run(run_id), "inbox"),
+                ("LRANGE", self.keys.inbox(run_id), 0, -1),
+                ("HVALS", self.keys.sent(run_id, delivery)),
+            ]
+        )
+        last = max((int(seq) for seq in sent if seq.isdigit()), default=0)
+        return (count or b"").decode(), list(kept), last
+
+    async def definitions(self, workflow: str) -> dict[str, Definition]:
+        """Return what workers announced of a workflow, by code digest."""
+        rows = await self.link.call("HGETALL", self.keys.workflow(workflow))
+        return {digest.decode(): decode_definition(data) for digest, data in _pairs(rows)}
+
+    async def workers(self) -> dict[str, dict[str, Any]]:
+        """Return what live workers say of themselves, by consumer."""
+        rows, leases, now = await self.link.calls(
+            [("HGETALL", self.keys.workers), ("ZRANGE", self.keys.leases, 0, -1, "WITHSCORES"), ("TIME",)]
+        )
+        now_ms = int(now[0]) * 1000
+        alive = {name for name, score in _pairs(leases) if float(score) > now_ms}
+        return {
+            name.decode(): cast("dict[str, Any]", msgpack.unpackb(data))
+            for name, data in _pairs(rows)
+            if name in alive
+        }
+
+    async def last_end(self) -> str:
+        """Return the id of the newest entry of the stream of ended runs."""
+        rows = await self.link.call("XREVRANGE", self.keys.ends, "+", "-", "COUNT", 1)
+        return rows[0][0].decode() if rows else "0-0"
+
+    async def ends(self, after: str) -> list[tuple[str, str, str]]:
+        """Return (entry, run, status) of what ended behind an entry."""
+        reply = await self.link.call("XREAD", "COUNT", 1000, "STREAMS", self.keys.ends, after)
+        return [ended(row) for _, rows in reply or () for row in rows]
+
+
+def ended(row: Sequence[Any]) -> tuple[str, str, str]:
+    """Return (entry, run, status) of an entry of the stream of ended runs."""
+    entry, fields = row
+    return entry.decode(), fields[1].decode(), fields[3].decode()
+
+
+def public_row(row: Sequence[Any]) -> PublicRow:
+    """Return an entry of a public stream.
+
+    Raises:
+        DecodeError: it is none that this version can read.
+    """
+    name, fields = row
+    stale = tuple(int(seq) for seq in fields[3].split(b",")) if len(fields) > 3 else ()
+    return PublicRow(int(name.split(b"-")[0]), decode_public(fields[1]), stale)
+
+
+def encode_definition(definition: Definition) -> bytes:
+    """Return the bytes of a definition."""
+    routes = {name: [list(route) for route in routes] for name, routes in definition.routes.items()}
+    return msgpack.packb([1, definition.digest, routes, definition.start, definition.timeout_ms, definition.arguments])
+
+
+def decode_definition(data: bytes) -> Definition:
+    """Return the definition that `encode_definition` wrote.
+
+    Raises:
+        DecodeError: the bytes are no definition, or one of a newer version.
+    """
+    fields = msgpack.unpackb(data)
+    if not isinstance(fields, list) or not fields or fields[0] != 1:
+        raise DecodeError("the definition of a workflow was written by a newer version", data)
+    _, digest, routes, start, timeout_ms, arguments = cast("list[Any]", fields)
+    by_type = {
+        name: tuple(Route(*route[:-1], tuple(route[-1])) for route in rows) for name, rows in routes.items()
+    }
+    return Definition(digest, by_type, start, timeout_ms, arguments)
+
+
+def _run_record(reply: Any) -> RunRecord | None:
+    if isinstance(reply, StoreRefused):
+        raise reply
+    status, workflow, started, ended_at, seq, deadline, entry, error, step = reply
+    if status is None:
+        return None
+    return RunRecord(
+        status.decode(),
+        (workflow or b"").decode(),
+        int(started or 0),
+        int(ended_at) if ended_at else None,
+        int(seq or 0),
+        (deadline or b"").decode(),
+        decode_public(entry) if entry else None,
+        error,
+        step.decode() if step else None,
+    )
+
+
+def _pairs(rows: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(rows[::2], rows[1::2], strict=True)

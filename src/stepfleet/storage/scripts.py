@@ -1,0 +1,37 @@
+"""Loads the Lua scripts: one name, its parts in order, its SHA. Layer: storage."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+#: Script -> the files it is made of. The prelude comes first, the contract is in the header of the last.
+PARTS: Final = {
+    "commit": ("prelude", "batch", "slots", "fences", "expectations", "words", "commit"),
+    "beat": ("prelude", "beat"),
+    "reclaim": ("prelude", "reclaim"),
+    "audit": ("prelude", "audit"),
+    "hand_back": ("prelude", "hand_back"),
+    "due": ("prelude", "due"),
+    "janitor": ("prelude", "janitor"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A script as Redis sees it."""
+
+    name: str
+    source: str
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """Return the script with this name, assembled from its parts."""
+    folder = files("stepfleet.storage") / "lua"
+    source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in PARTS[name])
+    return Script(name=name, source=source, sha=hashlib.sha1(source.encode()).hexdigest())

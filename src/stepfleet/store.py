@@ -1,0 +1,307 @@
+"""The context store: paths, typed state and `edit_state` over a port that reads and writes top-level keys.
+
+Layer: below context. What a write promises (fence, versions, the lock over hosts) is the port's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from pydantic import BaseModel
+
+from stepfleet.errors import WorkflowRuntimeError
+from stepfleet.events import DictLikeModel
+
+#: Segments of a path.
+MAX_DEPTH: Final = 1000
+
+_MISSING: Final = object()
+
+StateT = TypeVar("StateT", bound=BaseModel)
+
+
+class DictState(DictLikeModel):
+    """State without declared fields: any attribute or key."""
+
+
+class Stored(NamedTuple):
+    """A top-level value and its version (0: not there)."""
+
+    version: int
+    value: Any
+
+
+class Edit(Protocol):
+    """An exclusive edit in progress."""
+
+    async def save(self, changed: Mapping[str, Any], removed: Sequence[str]) -> None:
+        """Write all changes at once and end the edit."""
+        ...
+
+
+class StorePort(Protocol):
+    """Reads and writes top-level keys."""
+
+    async def read(self, fields: Sequence[str] | None) -> dict[str, Stored]:
+        """Return the values of these keys, or of all."""
+        ...
+
+    async def write(
+        self, changed: Mapping[str, Any], removed: Sequence[str] = (), *, expected: Mapping[str, int] | None = None
+    ) -> bool:
+        """Write at once; return False when a value has another version than expected (0: none)."""
+        ...
+
+    def edit(self) -> AbstractAsyncContextManager[Edit]:
+        """Give the run's edit lock; writers elsewhere wait."""
+        ...
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Tell whether two values are stored the same."""
+        ...
+
+    def copy(self, value: Any) -> Any:
+        """Return a copy that shares nothing with the value."""
+        ...
+
+
+class StateStore(Generic[StateT]):
+    """What steps of a run share. Every write is visible to all hosts when it returns.
+
+    Single writes are atomic for a top-level key, also nested ones: two hosts that set different paths below one
+    key both win. `edit_state` is exclusive over the run. Writes of a step that fails afterwards stay.
+    """
+
+    def __init__(self, port: StorePort, state_type: type[StateT] | None = None) -> None:
+        self._port = port
+        self._type: type[BaseModel] = state_type or DictState
+        self._editing = False
+
+    @property
+    def state_type(self) -> type[BaseModel]:
+        """The declared type of the state, `DictState` without one."""
+        return self._type
+
+    async def get(self, path: str, default: Any = _MISSING) -> Any:
+        """Return the value at a dotted path (`items.0.name`).
+
+        Raises:
+            ValueError: nothing is there and no default was given.
+        """
+        head, *rest = _segments(path)
+        found = (await self._port.read([head])).get(head)
+        value = found.value if found is not None and found.version else self._field_default(head)
+        for segment in rest:
+            value = _step_into(value, segment)
+        if value is _MISSING:
+            if default is _MISSING:
+                raise ValueError(f"Path '{path}' not found in state")
+            return default
+        return value
+
+    async def set(self, path: str, value: Any) -> None:
+        """Set the value at a dotted path; missing dictionaries on the way are made.
+
+        Raises:
+            ValueError: the path is empty, or the typed state has no such field.
+        """
+        self._refuse_inside_edit()
+        head, *rest = _segments(path)
+        self._check_field(head)
+        if not rest:
+            await self._port.write({head: value})
+            return
+        while True:
+            found = (await self._port.read([head])).get(head, Stored(0, _MISSING))
+            current = found.value if found.version else self._field_default(head)
+            current = {} if current is _MISSING else self._port.copy(current)
+            _put_into(current, rest, value, path)
+            if await self._port.write({head: current}, expected={head: found.version}):
+                return
+
+    async def get_state(self) -> StateT:
+        """Return the whole state; changing it changes nothing stored.
+
+        Raises:
+            ValueError: a field of the typed state has neither a value nor a default.
+        """
+        return cast(StateT, self._assemble(await self._port.read(None)))
+
+    async def set_state(self, state: StateT) -> None:
+        """Replace the whole state."""
+        self._refuse_inside_edit()
+        before = await self._port.read(None)
+        after = _fields(state)
+        await self._port.write(after, [name for name in before if name not in after])
+
+    async def clear(self) -> None:
+        """Bring the state back to its defaults.
+
+        Raises:
+            ValueError: a field of the typed state has no default.
+        """
+        self._refuse_inside_edit()
+        try:
+            self._type()
+        except ValueError as error:
+            raise ValueError("State must have defaults for all fields") from error
+        await self._port.write({}, list(await self._port.read(None)))
+
+    @asynccontextmanager
+    async def edit_state(self) -> AsyncIterator[StateT]:
+        """Give the state for an exclusive edit; its changes are stored at the end, none of them on an error.
+
+        Raises:
+            RuntimeError: a write to the store inside the block.
+            WorkflowRuntimeError: the lock was lost (its lease ran out while this process was stalled).
+        """
+        self._refuse_inside_edit()
+        async with self._port.edit() as edit:
+            before = await self._port.read(None)
+            state = self._assemble(before)
+            original = {name: self._port.copy(value) for name, value in _fields(state).items()}
+            self._editing = True
+            try:
+                yield cast(StateT, state)
+            finally:
+                self._editing = False
+            after = _fields(state)
+            changed = {
+                name: value
+                for name, value in after.items()
+                if name not in before or name not in original or not self._port.same(original[name], value)
+            }
+            await edit.save(changed, [name for name in before if name not in after])
+
+    def _refuse_inside_edit(self) -> None:
+        if self._editing:
+            raise RuntimeError("writer called inside edit_state: mutate the yielded state instead")
+
+    def _check_field(self, name: str) -> None:
+        if self._type.model_config.get("extra") != "allow" and name not in self._type.model_fields:
+            raise ValueError(f'"{self._type.__name__}" object has no field "{name}"')
+
+    def _field_default(self, name: str) -> Any:
+        field = self._type.model_fields.get(name)
+        if field is None or field.is_required():
+            return _MISSING
+        return field.get_default(call_default_factory=True, validated_data={})
+
+    def _assemble(self, stored: Mapping[str, Stored]) -> BaseModel:
+        values = {name: found.value for name, found in stored.items() if found.version}
+        missing = [
+            name for name, field in self._type.model_fields.items() if field.is_required() and name not in values
+        ]
+        # A typed state whose fields have no defaults is filled by its first edit.
+        state = self._type.model_construct(**values) if missing else self._type(**_declared_only(self._type, values))
+        for name, value in values.items():
+            setattr(state, name, value)
+        return state
+
+
+def _declared_only(state_type: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in state_type.model_fields}
+
+
+def _fields(state: BaseModel) -> dict[str, Any]:
+    return {**state.__dict__, **(state.__pydantic_extra__ or {})}
+
+
+def _segments(path: str) -> list[str]:
+    if not path:
+        raise ValueError("Path cannot be empty")
+    segments = path.split(".")
+    if len(segments) > MAX_DEPTH:
+        raise ValueError(f"Path length exceeds {MAX_DEPTH} segments")
+    return segments
+
+
+def _step_into(value: Any, segment: str) -> Any:
+    if value is _MISSING:
+        return _MISSING
+    if isinstance(value, dict):
+        mapping = cast(dict[Any, Any], value)
+        return mapping.get(segment, _MISSING)
+    if isinstance(value, (list, tuple)):
+        items = cast(Sequence[Any], value)
+        try:
+            return items[int(segment)]
+        except (ValueError, IndexError):
+            return _MISSING
+    return getattr(value, segment, _MISSING)
+
+
+def _put_into(value: Any, segments: Sequence[str], new: Any, path: str) -> None:
+    for segment in segments[:-1]:
+        inner = _step_into(value, segment)
+        if inner is _MISSING:
+            inner = {}
+            _assign(value, segment, inner, path)
+        value = inner
+    _assign(value, segments[-1], new, path)
+
+
+def _assign(value: Any, segment: str, new: Any, path: str) -> None:
+    if isinstance(value, dict):
+        value[segment] = new
+    elif isinstance(value, list):
+        try:
+            value[int(segment)] = new
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"Path '{path}' has no list index '{segment}'") from error
+    elif isinstance(value, (BaseModel, object)) and hasattr(value, "__dict__"):
+        setattr(value, segment, new)
+    else:
+        raise ValueError(f"Path '{path}' goes through a {type(value).__name__}, which has no parts")
+
+
+class LocalPort:
+    """The store of a context that has no run yet: values in this process."""
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self.values: dict[str, Any] = dict(values or {})
+
+    async def read(self, fields: Sequence[str] | None) -> dict[str, Stored]:
+        """Return the values."""
+        names = self.values if fields is None else [name for name in fields if name in self.values]
+        return {name: Stored(1, self.values[name]) for name in names}
+
+    async def write(
+        self, changed: Mapping[str, Any], removed: Sequence[str] = (), *, expected: Mapping[str, int] | None = None
+    ) -> bool:
+        """Write; nobody else can have written."""
+        self.values.update(changed)
+        for name in removed:
+            self.values.pop(name, None)
+        return True
+
+    @asynccontextmanager
+    async def edit(self) -> AsyncIterator[Edit]:
+        """Give an edit: there is no other writer."""
+        yield _LocalEdit(self)
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Tell nothing: every value is written."""
+        return False
+
+    def copy(self, value: Any) -> Any:
+        """Return the value itself: nothing is stored yet."""
+        return value
+
+
+class _LocalEdit:
+    def __init__(self, port: LocalPort) -> None:
+        self._port = port
+
+    async def save(self, changed: Mapping[str, Any], removed: Sequence[str]) -> None:
+        await self._port.write(changed, removed)
+
+
+def lost_lock() -> WorkflowRuntimeError:
+    """Return the error for an edit whose lock ran out."""
+    return WorkflowRuntimeError(
+        "edit_state lost its lock, so nothing of the edit was stored: this process was stalled for longer than the "
+        "lease, or the delivery went to another worker"
+    )

@@ -1,0 +1,205 @@
+"""What travels: deliveries, public entries, timers and waiters as versioned msgpack. Layer: wire, pure.
+
+Events are encoded by `codec`; here they are bytes with a type id, so that any worker can move them without
+their classes. Every record begins with its version; golden files in `tests/golden/wire` pin the bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from stepfleet.core.commit import Route
+from stepfleet.core.delivery import Record
+from stepfleet.errors import DecodeError
+
+#: Version of every record below. A reader refuses a newer one.
+VERSION: Final = 1
+
+_pack: Final = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the bytes of a delivery."""
+    return _pack((VERSION, *record))
+
+
+def decode_record(data: bytes) -> Record:
+    """Return the delivery that `encode_record` wrote.
+
+    Raises:
+        DecodeError: the bytes are no record, or one of a newer version.
+    """
+    fields = _unpack(data, "delivery", len(Record._fields))
+    record = Record(*fields)
+    if not (
+        isinstance(record.parent, str)
+        and isinstance(record.type_id, str)
+        and isinstance(record.payload, bytes)
+        and isinstance(record.attempt, int)
+        and isinstance(record.first_ms, int)
+    ):
+        raise DecodeError("a delivery has fields of wrong types", data)
+    return record
+
+
+class PublicEntry(NamedTuple):
+    """One entry of a run's public stream."""
+
+    #: "event", "end" (the terminal one) or "mark" (names entries that were not repeated).
+    kind: str
+    type_id: str = ""
+    payload: bytes = b""
+    step: str = ""
+    delivery: str = ""
+    attempt: int = 0
+    #: Which execution of the delivery published it.
+    execution: str = ""
+
+
+def encode_public(entry: PublicEntry) -> bytes:
+    """Return the bytes of a public entry."""
+    return _pack((VERSION, *entry))
+
+
+def decode_public(data: bytes) -> PublicEntry:
+    """Return the entry that `encode_public` wrote.
+
+    Raises:
+        DecodeError: the bytes are no public entry, or one of a newer version.
+    """
+    return PublicEntry(*_unpack(data, "public entry", len(PublicEntry._fields)))
+
+
+class Promotion(NamedTuple):
+    """A timer that adds a delivery to its stream: back-off, or an entry that has to wait for other code."""
+
+    route: Route
+    delivery: str
+    record: bytes
+
+
+class Expiry(NamedTuple):
+    """A timer that ends the wait of a suspended delivery."""
+
+    waiter: str
+
+
+def encode_timer(timer: Promotion | Expiry) -> bytes:
+    """Return the bytes of a timer's data."""
+    if isinstance(timer, Expiry):
+        return _pack((VERSION, "expiry", timer.waiter))
+    return _pack((VERSION, "promotion", list(timer.route), timer.delivery, timer.record))
+
+
+def decode_timer(data: bytes) -> Promotion | Expiry:
+    """Return the timer that `encode_timer` wrote.
+
+    Raises:
+        DecodeError: the bytes are no timer, or one of a newer version.
+    """
+    kind, *fields = _unpack(data, "timer", None)
+    if kind == "expiry" and len(fields) == 1:
+        return Expiry(*fields)
+    if kind == "promotion" and len(fields) == 3:
+        return Promotion(_route(fields[0], data), fields[1], fields[2])
+    raise DecodeError("a timer is of an unknown kind", data)
+
+
+class Waiter(NamedTuple):
+    """A delivery that is suspended until an event comes."""
+
+    #: How the script counts it: the escaped type name, or '*' for waits that take subclasses.
+    type: str
+    type_id: str
+    waiter_id: str
+    #: Field values that the event must have, encoded by the codec.
+    requirements: bytes
+    route: Route
+    delivery: str
+    record: bytes
+    #: Member of its time-out timer, '' for none.
+    timer: str
+
+
+def encode_waiter(waiter: Waiter) -> bytes:
+    """Return the bytes of a waiter."""
+    return _pack((VERSION, *waiter[:4], list(waiter.route), *waiter[5:]))
+
+
+def decode_waiter(data: bytes) -> Waiter:
+    """Return the waiter that `encode_waiter` wrote.
+
+    Raises:
+        DecodeError: the bytes are no waiter, or one of a newer version.
+    """
+    fields = _unpack(data, "waiter", len(Waiter._fields))
+    fields[4] = _route(fields[4], data)
+    return Waiter(*fields)
+
+
+class Unclaimed(NamedTuple):
+    """An event that nobody accepted or awaited when it came."""
+
+    type_id: str
+    payload: bytes
+    #: Last public sequence when it came.
+    seq: int
+
+
+def encode_unclaimed(event: Unclaimed) -> bytes:
+    """Return the bytes of an inbox element."""
+    return _pack((VERSION, *event))
+
+
+def decode_unclaimed(data: bytes) -> Unclaimed:
+    """Return the element that `encode_unclaimed` wrote.
+
+    Raises:
+        DecodeError: the bytes are no inbox element, or one of a newer version.
+    """
+    return Unclaimed(*_unpack(data, "inbox element", len(Unclaimed._fields)))
+
+
+class BufferedEvent(NamedTuple):
+    """An event in a collect buffer."""
+
+    type_id: str
+    payload: bytes
+
+
+def encode_buffered(event: BufferedEvent) -> bytes:
+    """Return the bytes of a buffered event."""
+    return _pack((VERSION, *event))
+
+
+def decode_buffered(data: bytes) -> BufferedEvent:
+    """Return the event that `encode_buffered` wrote.
+
+    Raises:
+        DecodeError: the bytes are no buffered event, or one of a newer version.
+    """
+    return BufferedEvent(*_unpack(data, "buffered event", len(BufferedEvent._fields)))
+
+
+def _route(fields: Any, data: bytes) -> Route:
+    if not isinstance(fields, list) or len(fields) != len(Route._fields):
+        raise DecodeError("a route has other fields than this version knows", data)
+    *scalars, types = fields
+    return Route(*scalars, tuple(types))
+
+
+def _unpack(data: bytes, what: str, length: int | None) -> list[Any]:
+    try:
+        fields = msgpack.unpackb(data, strict_map_key=False)
+    except Exception as error:
+        raise DecodeError(f"a {what} is not readable: {error}", data) from error
+    if not isinstance(fields, list) or not fields or not isinstance(fields[0], int):
+        raise DecodeError(f"a {what} is not a versioned record", data)
+    version, *rest = fields
+    if version > VERSION:
+        raise DecodeError(f"a {what} has version {version}; this code reads up to {VERSION}", data)
+    if length is not None and len(rest) != length:
+        raise DecodeError(f"a {what} has {len(rest)} fields instead of {length}", data)
+    return rest

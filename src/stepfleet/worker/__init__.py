@@ -1,0 +1,1 @@
+"""The process per host: reads deliveries, runs steps, commits what became of them."""

@@ -1,0 +1,330 @@
+"""One execution of one delivery: what its step's `Context` does. No Redis; effects leave by injected functions.
+
+Intents (the returned event, collects, a wait) are recorded and applied by the commit only. Effects (sends,
+published events) are queued in call order and go out while the step runs, or with the commit when it ends first.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
+from stepfleet.core.outcome import Collected, Effect, Encoded, Send, Shown, Traces
+from stepfleet.core.plan import Plan, type_name
+from stepfleet.errors import StaleExecution, WorkflowRuntimeError
+from stepfleet.events import Event
+from stepfleet.graph import StepSpec
+from stepfleet.store import StateStore
+from stepfleet.wire import (
+    BufferedEvent,
+    PublicEntry,
+    Unclaimed,
+    decode_buffered,
+    encode_buffered,
+    encode_public,
+    encode_record,
+)
+
+
+class Suspend(BaseException):
+    """Carries a wait out of the step; no `except Exception` in a step can swallow it."""
+
+    def __init__(
+        self,
+        event_type: type[Event],
+        waiter_id: str,
+        requirements: dict[str, Any],
+        timeout: float | None,
+        request: Event | None,
+    ) -> None:
+        super().__init__(event_type.__name__)
+        self.event_type = event_type
+        self.waiter_id = waiter_id
+        self.requirements = requirements
+        self.timeout = timeout
+        self.request = request
+
+
+class BufferContent(NamedTuple):
+    """A collect buffer as it was read."""
+
+    version: int
+    events: list[bytes]
+
+
+class Known(NamedTuple):
+    """What an execution learns from a conflict of the one before it."""
+
+    #: Contents of collect buffers.
+    buffers: dict[str, BufferContent]
+    #: Events that nobody took and that came after the last entry this attempt published.
+    inbox: tuple[Unclaimed, ...] = ()
+    #: Number of inbox events ever, when it was read.
+    inbox_seen: str = ""
+
+
+NOTHING_KNOWN = Known({})
+
+
+class Execution:
+    """The face of a step's context (`context.StepFace`)."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        plan: Plan,
+        spec: StepSpec,
+        *,
+        token: str,
+        known: Known,
+        rerun: bool,
+        flush_soon: Callable[[Execution], None],
+        store: StateStore[Any],
+    ) -> None:
+        self.delivery = delivery
+        self.plan = plan
+        self.spec = spec
+        self.run_id = delivery.run_id
+        self.token = token
+        self.store = store
+        self.known = known
+        #: An execution of this attempt before this one may have had effects.
+        self.repeated = rerun or not delivery.fresh or delivery.deliveries > 1 or bool(delivery.record.journal)
+        self.collected: list[Collected] = []
+        #: Token of the edit lock while it is held.
+        self.lock = ""
+        #: Store writes so far: each has a number, so that one sent twice is applied once.
+        self.writes = 0
+        self._flush_soon = flush_soon
+        self._journal: list[Any] = []
+        self._effects: list[Effect] = []
+        self._flushed = False
+        self._published: list[str] = []
+        self._occurrences: Counter[str] = Counter()
+        self._mutex = threading.Lock()
+        self._ended: str | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """Stable over all executions and attempts of the delivery."""
+        return f"{self.run_id}:{self.delivery.id}"
+
+    # -- effects -----------------------------------------------------------------------------------
+
+    def send(self, event: Event, step: str | None) -> None:
+        """Queue an event for the steps that accept it."""
+        self._refuse_if_ended("send_event")
+        routes = routes_of(self.plan, event, step)
+        type_id, payload = self.plan.codec.encode_event(event)
+        parent = self.delivery.record
+        record = encode_record(
+            Record(self.delivery.id, type_id, payload, lineage=parent.lineage, headers=parent.headers)
+        )
+        with self._mutex:
+            occurrence = self._occurrence("send", type_id, payload)
+            kind = f"send:{parent.attempt}"
+            named = tuple(
+                (route, delivery_id(self.delivery.id, route.step, kind, occurrence)) for route in routes
+            )
+            self._queue(Send(named, record))
+
+    def publish(self, event: Event) -> None:
+        """Queue an event for the public stream."""
+        self._refuse_if_ended("write_event_to_stream")
+        type_id, payload = self.plan.codec.encode_event(event)
+        entry = encode_public(
+            PublicEntry(
+                "event",
+                type_id,
+                payload,
+                self.delivery.route.step,
+                self.delivery.id,
+                self.delivery.record.attempt,
+                self.token,
+            )
+        )
+        with self._mutex:
+            field = f"p{self.delivery.record.attempt}:{self._occurrence('publish', type_id, payload)}"
+            self._published.append(field)
+            self._queue(Shown(entry, field))
+
+    def take_effects(self) -> list[Effect]:
+        """Return the effects that have not gone out, which now do."""
+        with self._mutex:
+            effects, self._effects = self._effects, []
+            self._flushed = self._flushed or bool(effects)
+            return effects
+
+    def had_store_write(self) -> None:
+        """Note that something of this execution is applied: the settling commit has to clean up."""
+        self._flushed = True
+
+    def _queue(self, effect: Effect) -> None:
+        self._effects.append(effect)
+        if len(self._effects) == 1:
+            self._flush_soon(self)
+
+    def _occurrence(self, kind: str, type_id: str, payload: bytes) -> str:
+        digest = content_digest(type_id, payload)
+        self._occurrences[f"{kind}{digest}"] += 1
+        return f"{digest}:{self._occurrences[f'{kind}{digest}']}"
+
+    # -- intents -----------------------------------------------------------------------------------
+
+    def collect(self, event: Event, expected: Sequence[type[Event]], buffer_id: str | None) -> list[Event] | None:
+        """Record a contribution; answer from the content of the buffer where it is known."""
+        self._refuse_if_ended("collect_events")
+        if not expected:
+            return []
+        replayed, answer = self._replayed("collect")
+        if replayed:
+            return None if answer is None else [self._decoded(data) for data in answer]
+        quota = self._quota(expected)
+        type_id, payload = self.plan.codec.encode_event(event)
+        own, data = type_name(type_id), encode_buffered(BufferedEvent(type_id, payload))
+        if quota == {own: 1}:
+            return self._answer([data])
+        name = f"{self.spec.name}:{type_name(buffer_id or 'default')}"
+        released = self._release(name, own, data, quota, expected)
+        version = self.known.buffers[name].version if released is not None else None
+        self.collected.append(Collected(name, own, data, tuple(quota.items()), version))
+        return self._answer(released)
+
+    def _release(
+        self, name: str, own: str, data: bytes, quota: Counter[str], expected: Sequence[type[Event]]
+    ) -> list[bytes] | None:
+        content = self.known.buffers.get(name)
+        if content is None:
+            return None
+        by_type: dict[str, list[bytes]] = {}
+        for buffered in content.events:
+            by_type.setdefault(type_name(decode_buffered(buffered).type_id), []).append(buffered)
+        if len(by_type.get(own, ())) >= quota[own]:
+            return None
+        by_type.setdefault(own, []).append(data)
+        if any(len(by_type.get(type_, ())) < need for type_, need in quota.items()):
+            return None
+        queues = {name: iter(events) for name, events in by_type.items()}
+        return [next(queues[self.plan.name_of(event_type)]) for event_type in expected]
+
+    def _quota(self, expected: Sequence[type[Event]]) -> Counter[str]:
+        """Return how many of each type are wanted: counted in C, as this runs once per event of a join."""
+        first = expected[0]
+        if expected.count(first) == len(expected):
+            return Counter({self.plan.name_of(first): len(expected)})
+        return Counter({self.plan.name_of(cls): need for cls, need in Counter(expected).items()})
+
+    def _answer(self, released: list[bytes] | None) -> list[Event] | None:
+        self._journal.append(["collect", released])
+        return None if released is None else [self._decoded(data) for data in released]
+
+    async def wait(
+        self,
+        event_type: type[Event],
+        *,
+        request: Event | None,
+        waiter_id: str | None,
+        requirements: dict[str, Any],
+        timeout: float | None,
+    ) -> Event:
+        """Answer from the journal or the inbox, or suspend the step."""
+        self._refuse_if_ended("wait_for_event")
+        type_id = self.plan.id_of(event_type)
+        shown = json.dumps(requirements, sort_keys=True, default=repr)
+        name = waiter_id or f"waiter_{type_id}_{shown}"
+        for kind, *fields in [*(self.delivery.record.journal or ()), *self._journal]:
+            if kind == "answer" and fields[0] == name:
+                self._follow("answer", name)
+                return self.plan.codec.decode_event(fields[1], fields[2])
+            if kind == "time-out" and fields[0] == name:
+                self._follow("time-out", name)
+                raise TimeoutError(f"Timed out waiting for {event_type.__name__}")
+        for unclaimed in self.known.inbox:
+            if unclaimed.type_id != type_id and not self.spec.accept_event_subclasses:
+                continue
+            event = self.plan.codec.decode_event(unclaimed.type_id, unclaimed.payload)
+            if fits(event, event_type, requirements, subclasses=self.spec.accept_event_subclasses):
+                self._journal.append(["answer", name, unclaimed.type_id, unclaimed.payload])
+                return event
+        raise Suspend(event_type, name, requirements, timeout, request)
+
+    def journal_so_far(self) -> list[Any]:
+        """Return the answers given to this attempt until now: those replayed, then the new ones."""
+        return [*(self.delivery.record.journal or ()), *self._journal]
+
+    def _replayed(self, kind: str) -> tuple[bool, Any]:
+        """Take the next journal answer if it is one of this kind: a replay asks in the same order."""
+        journal = self.delivery.record.journal or []
+        for position in range(self._position, len(journal)):
+            if journal[position][0] == kind:
+                self._position = position + 1
+                return True, journal[position][1]
+        return False, None
+
+    def _follow(self, kind: str, name: str) -> None:
+        journal = self.delivery.record.journal or []
+        for position in range(self._position, len(journal)):
+            if journal[position][:2] == [kind, name]:
+                self._position = position + 1
+                return
+
+    _position = 0
+
+    def _decoded(self, data: bytes) -> Event:
+        buffered = decode_buffered(data)
+        return self.plan.codec.decode_event(buffered.type_id, buffered.payload)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def end(self, why: str) -> None:
+        """Refuse every later call of the step's context."""
+        self._ended = why
+
+    def encoded(self, event: Event) -> Encoded:
+        """Return an event with its bytes."""
+        return Encoded(type(event), *self.plan.codec.encode_event(event))
+
+    def traces(self, *, age_ms: int) -> Traces:
+        """Return what this execution leaves behind; its queued effects go with them."""
+        with self._mutex:
+            effects, self._effects = self._effects, []
+        return Traces(
+            effects=effects,
+            guarded=self._flushed or self.repeated,
+            published=tuple(self._published),
+            repeated=self.repeated,
+            lock=self.lock,
+            age_ms=age_ms,
+            execution=self.token,
+        )
+
+    def _refuse_if_ended(self, what: str) -> None:
+        if self._ended is not None:
+            raise StaleExecution(f"{what} has no effect any more: {self._ended}")
+
+
+def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Any, ...]:
+    """Return the streams that an event sent by `send_event` goes to.
+
+    Raises:
+        WorkflowRuntimeError: there is no such step, or it does not accept this type.
+    """
+    routes = plan.accepted_by(type(event))
+    if step is None:
+        return routes or (plan.system,)
+    if step not in plan.graph.steps:
+        raise WorkflowRuntimeError(f"Step {step} does not exist")
+    targeted = tuple(route for route in routes if route.step == step)
+    if not targeted:
+        raise WorkflowRuntimeError(f"Step {step} does not accept event of type {type(event)}")
+    return targeted
+
+
+def fits(event: Event, event_type: type[Event], requirements: dict[str, Any], *, subclasses: bool) -> bool:
+    """Tell whether an event is what a waiter waits for."""
+    right_type = isinstance(event, event_type) if subclasses else type(event) is event_type
+    return right_type and all(getattr(event, name, None) == value for name, value in requirements.items())

@@ -1,0 +1,153 @@
+"""Keeps the lease of this process alive, in a thread of its own where there is a real server.
+
+A step that blocks the event loop must not cost the lease, so the thread has its own synchronous connection. A loop
+that stalls for `STALL` leases counts as a failure of that step: the thread says so and stops renewing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgpack
+
+from stepfleet.clock import Clock
+from stepfleet.errors import StoreError
+from stepfleet.storage.fleet import BeatCall, Fleet
+from stepfleet.storage.scripts import script
+
+logger = logging.getLogger("stepfleet.worker.heartbeat")
+
+#: Leases for which the event loop may stall before its work counts as lost.
+STALL: Final = 20
+#: Beats per lease.
+BEATS: Final = 3
+
+
+class Heartbeat:
+    """The lease of one consumer and what its beats learn. Shared by the loop and the thread; values are replaced whole."""
+
+    def __init__(self, fleet: Fleet, consumer: str, *, lease: float, describe: Callable[[], dict[str, Any]]) -> None:
+        self._fleet = fleet
+        self.consumer = consumer
+        self.lease = lease
+        self._describe = describe
+        self._clock: Clock = fleet.clock
+        #: Edit locks held by steps: key -> token.
+        self.locks: dict[str, str] = {}
+        #: Work to take over was seen by the last beat.
+        self.work_was_left = False
+        self.work_was_returned = False
+        #: A tombstone stands at the consumer's name.
+        self.buried = False
+        self._gapless_since: float | None = None
+        self._last_beat = 0.0
+        self._loop_seen = self._clock.steady()
+        self._stalled = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._doing = ""
+
+    # -- used by the loop --------------------------------------------------------------------------
+
+    def loop_is_alive(self, doing: str) -> None:
+        """Note that the event loop turns; `doing` names the steps that it runs."""
+        self._loop_seen = self._clock.steady()
+        self._doing = doing
+
+    @property
+    def may_bury(self) -> bool:
+        """Whether this process may take work from the dead: only after a full lease without a gap in its beats."""
+        now = self._clock.steady()
+        return (
+            self._gapless_since is not None
+            and now - self._gapless_since >= self.lease
+            and now - self._last_beat < self.lease
+        )
+
+    async def start(self) -> None:
+        """Write the lease, then renew it until `stop`.
+
+        Raises:
+            ConnectionLost, StoreRefused: the first beat fails.
+        """
+        if self._fleet.beat_call is None:
+            link = self._fleet.link("beat")
+            await self._beat_on(link)
+            self._task = asyncio.create_task(self._beats(link), name="stepfleet-heartbeat")
+            return
+        call = await asyncio.to_thread(self._fleet.beat_call)
+        await asyncio.to_thread(self._beat, call)
+        self._thread = threading.Thread(target=self._thread_beats, args=(call,), name="stepfleet-heartbeat", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Stop renewing."""
+        self._stop.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 5.0)
+
+    # -- one beat ----------------------------------------------------------------------------------
+
+    def _arguments(self) -> tuple[list[str], list[Any]]:
+        locks = dict(self.locks)
+        keys = [self._fleet.keys.leases, self._fleet.keys.workers, *locks]
+        about = msgpack.packb(self._describe())
+        return keys, [self.consumer, int(self.lease * 1000), about, *locks.values()]
+
+    def _learn(self, reply: list[Any]) -> None:
+        now = self._clock.steady()
+        if reply[0] == 0:
+            self.buried = True
+            self._gapless_since = None
+            return
+        _, redis_ms, ran_out, tombstones, returned = reply
+        self._clock.saw_redis(int(redis_ms))
+        if self._gapless_since is None or now - self._last_beat > self.lease:
+            self._gapless_since = now
+        self._last_beat = now
+        self.work_was_left = bool(ran_out or tombstones)
+        self.work_was_returned = bool(returned)
+
+    def _beat(self, call: BeatCall) -> None:
+        keys, args = self._arguments()
+        self._learn(call(script("beat"), keys, args))
+
+    def _thread_beats(self, call: BeatCall) -> None:
+        while not self._stop.wait(self.lease / BEATS):
+            if self.buried:
+                return
+            silent = self._clock.steady() - self._loop_seen
+            if silent > STALL * self.lease:
+                if not self._stalled:
+                    logger.error(
+                        "the event loop has not turned for %.0f s, its deliveries go to other workers: running=%s",
+                        silent,
+                        self._doing or "nothing",
+                    )
+                self._stalled = True
+                continue
+            self._stalled = False
+            try:
+                self._beat(call)
+            except StoreError as error:
+                logger.debug("a beat failed, the next one is due: error=%s", error)
+
+    async def _beat_on(self, link: Any) -> None:
+        keys, args = self._arguments()
+        self._learn(await link.script(script("beat"), keys, args))
+
+    async def _beats(self, link: Any) -> None:
+        while not self.buried:
+            await asyncio.sleep(self.lease / BEATS)
+            try:
+                await self._beat_on(link)
+            except StoreError as error:
+                logger.debug("a beat failed, the next one is due: error=%s", error)

@@ -1,0 +1,477 @@
+"""The sentence: a delivery is read, its step runs, the core decides, the commit is applied.
+
+Holds what this process owns. A delivery leaves by the answer to its commit, by being handed back, or because the
+process finds that it belongs to another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from stepfleet.core.commit import (
+    Answer,
+    Commit,
+    DeadLetter,
+    EffectFence,
+    EntryFence,
+    Expectation,
+    Note,
+    Park,
+    Route,
+    StrayFence,
+    Unapplied,
+    Wake,
+    Word,
+)
+from stepfleet.core.decide import decide, effects_commit
+from stepfleet.core.delivery import Delivery
+from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended
+from stepfleet.core.outcome import Unreadable as UnreadableOutcome
+from stepfleet.core.plan import Plan
+from stepfleet.errors import DecodeError, StoreError
+from stepfleet.instrumentation import step_log_context
+from stepfleet.storage.committer import Committer
+from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.reader import RunReader
+from stepfleet.storage.state import RedisPort
+from stepfleet.store import StateStore
+from stepfleet.wire import decode_unclaimed
+from stepfleet.worker.execution import NOTHING_KNOWN, BufferContent, Execution, Known
+from stepfleet.worker.runner import run_step
+from stepfleet.worker.system import settle_system
+from stepfleet.workflow import Runtime, Workflow, current_runtime
+
+logger = logging.getLogger("stepfleet.worker.processor")
+
+#: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter one arms it for free.
+ARM_AFTER: Final = 0.05
+#: Ended runs that are remembered, so that what was read of them meanwhile does not start.
+ENDED: Final = 10_000
+#: From this many deliveries on, one runs alone among its like: it may be what kills workers.
+SUSPECT: Final = 3
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A delivery that this process owns."""
+
+    delivery: Delivery
+    started: float
+    task: asyncio.Task[None] | None = None
+    execution: Execution | None = None
+    armed: bool = False
+    #: Why it was cancelled: 'over', 'gone' or 'drain'.
+    cancelled: str = ""
+
+
+@dataclass(slots=True)
+class Served:
+    """A workflow of this process."""
+
+    plan: Plan
+    instance: Workflow
+    turns: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
+
+
+class Processor:
+    """Runs deliveries, at most `concurrency` at once."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        committer: Committer,
+        reader: RunReader,
+        *,
+        executor: Executor,
+        concurrency: int,
+        max_deliveries: int,
+        lease: float,
+        locks: dict[str, str],
+        runtime: Runtime | None,
+    ) -> None:
+        self._fleet = fleet
+        self._clock = fleet.clock
+        self._committer = committer
+        self._reader = reader
+        self._executor = executor
+        self._concurrency = concurrency
+        self._max_deliveries = max_deliveries
+        self._lease_ms = int(lease * 1000)
+        self._locks = locks
+        self._runtime = runtime
+        self._served: dict[str, Served] = {}
+        self._held: dict[tuple[Route, str], Held] = {}
+        self._waiting: deque[Held] = deque()
+        self._running = 0
+        self._alone = asyncio.Lock()
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._process = secrets.token_hex(3)
+        self._executions = 0
+        self.capacity = asyncio.Event()
+        self.capacity.set()
+        self.empty = asyncio.Event()
+        self.empty.set()
+
+    def serve(self, plan: Plan, instance: Workflow) -> None:
+        """Run deliveries of this workflow."""
+        self._served[plan.workflow] = Served(plan, instance)
+
+    def stop_serving(self, workflow: str) -> None:
+        """Forget a workflow."""
+        self._served.pop(workflow, None)
+
+    @property
+    def free(self) -> int:
+        """Deliveries that could start now."""
+        return max(0, self._concurrency - len(self._held))
+
+    @property
+    def held(self) -> Collection[tuple[Route, str]]:
+        """Streams and entries of what this process owns."""
+        return self._held.keys()
+
+    @property
+    def running(self) -> list[Held]:
+        """What this process owns, oldest first."""
+        return list(self._held.values())
+
+    @property
+    def suspects(self) -> int:
+        """Owned deliveries that were lost more than once."""
+        return sum(held.delivery.deliveries >= SUSPECT for held in self._held.values())
+
+    # -- arrivals ----------------------------------------------------------------------------------
+
+    def accept(self, arrival: Arrival) -> None:
+        """Take a delivery that was read, reclaimed or found by the audit."""
+        if isinstance(arrival, Delivery):
+            self._accept(arrival)
+        elif isinstance(arrival, Alarm):
+            self._committer.put(*self._wake(arrival))
+        else:
+            self._bury(arrival)
+
+    def _accept(self, delivery: Delivery) -> None:
+        key = (delivery.route, delivery.entry)
+        before = self._held.pop(key, None)
+        if before is not None:
+            # It came again, so the old execution's delivery is another one's or a doubled reply's.
+            self._abandon(before, "gone")
+        if delivery.run_id in self._ended:
+            self._committer.put(*self._acknowledge(delivery))
+            return
+        held = Held(delivery, self._clock.steady())
+        self._held[key] = held
+        self.empty.clear()
+        if not self.free:
+            self.capacity.clear()
+        if self._running >= self._concurrency:
+            self._waiting.append(held)
+            return
+        self._begin(held)
+
+    def _begin(self, held: Held) -> None:
+        self._running += 1
+        held.started = self._clock.steady()
+        held.task = asyncio.get_running_loop().create_task(self._process_one(held))
+
+    def _release(self, held: Held) -> None:
+        key = (held.delivery.route, held.delivery.entry)
+        if self._held.get(key) is held:
+            del self._held[key]
+        self._running -= 1
+        while self._waiting and self._running < self._concurrency:
+            following = self._waiting.popleft()
+            if not following.cancelled:
+                self._begin(following)
+        self.capacity.set()
+        if not self._held:
+            self.empty.set()
+
+    # -- one delivery ------------------------------------------------------------------------------
+
+    async def _process_one(self, held: Held) -> None:
+        delivery = held.delivery
+        try:
+            if delivery.deliveries >= SUSPECT:
+                async with self._alone:
+                    await self._settle(held)
+            else:
+                await self._settle(held)
+        except asyncio.CancelledError:
+            if held.execution is not None:
+                held.execution.end(f"the delivery was given up ({held.cancelled})")
+            if held.cancelled == "over":
+                self._committer.put(*self._acknowledge(delivery))
+            elif not held.cancelled:
+                raise
+        except Exception:
+            # A defect of ours must not lose the delivery silently: it stays pending, and the audit returns it.
+            logger.exception("a delivery could not be settled run_id=%s step=%s", delivery.run_id, delivery.route.step)
+        finally:
+            self._release(held)
+
+    async def _settle(self, held: Held) -> None:
+        delivery = held.delivery
+        served = self._served.get(delivery.route.workflow)
+        if served is None:
+            return
+        if not delivery.route.step:
+            await settle_system(delivery, served.plan, self._committer, self._reader, self._fleet.inbox_limit)
+            return
+        known, rerun = NOTHING_KNOWN, False
+        while True:
+            outcome = await self._outcome(held, served, known, rerun)
+            now_ms = self._clock.redis_ms()
+            commit = decide(delivery, outcome, served.plan, now_ms=now_ms)
+            answer = await self._committer.commit(commit)
+            if answer.word != "conflict":
+                self._log(delivery, outcome, answer)
+                await self._after(delivery, answer)
+                return
+            known, rerun = await self._learned(delivery, outcome, known, answer), True
+
+    async def _outcome(self, held: Held, served: Served, known: Known, rerun: bool) -> Outcome:
+        delivery = held.delivery
+        if delivery.deliveries > self._max_deliveries:
+            return Lost()
+        spec = served.plan.spec(delivery.route)
+        if spec is None:
+            return UnreadableOutcome(error=DecodeError(f"this code has no step {delivery.route.step!r}"))
+        execution = held.execution = self._execution(held, served, known, rerun)
+        record = delivery.record
+        current_runtime.set(self._runtime)
+        with step_log_context(
+            delivery.route.workflow, delivery.run_id, delivery.route.step, delivery.id, max(record.attempt, 1)
+        ):
+            outcome = await run_step(execution, served.instance, executor=self._executor, clock=self._clock)
+        execution.end("the step has returned")
+        return outcome
+
+    def _execution(self, held: Held, served: Served, known: Known, rerun: bool) -> Execution:
+        delivery, plan = held.delivery, served.plan
+        spec = plan.spec(delivery.route)
+        assert spec is not None
+        self._executions += 1
+        token = f"{self._process}.{self._executions}"
+        execution: Execution
+
+        async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
+            self._flush(execution)
+            execution.had_store_write()
+            execution.writes += 1
+            call = execution.writes
+            return await self._committer.commit(
+                Commit(
+                    delivery.run_id,
+                    EffectFence(delivery.route, delivery.entry),
+                    [*effects_commit(delivery, (), age_ms=self._age_ms(held)), *words, Note(f"{delivery.id}!", f"{token} {call}")],
+                    [Unapplied(delivery.id, token, call), *expects],
+                )
+            )
+
+        def on_lock(lock: str) -> None:
+            execution.lock = lock
+            key = self._fleet.keys.lock(delivery.run_id)
+            if lock:
+                self._locks[key] = lock
+            else:
+                self._locks.pop(key, None)
+
+        port = RedisPort(
+            self._reader.link,
+            self._fleet.keys,
+            delivery.run_id,
+            plan.codec,
+            apply,
+            token=lambda: f"{delivery.id}:{token}:{execution.writes}",
+            lock_ms=self._lease_ms,
+            turn=served.turns.setdefault(delivery.run_id, asyncio.Lock()) if spec.context_param else asyncio.Lock(),
+            on_lock=on_lock,
+        )
+        execution = Execution(
+            delivery,
+            plan,
+            spec,
+            token=token,
+            known=known,
+            rerun=rerun,
+            flush_soon=self._flusher(held),
+            store=StateStore(port, plan.graph.state_type),
+        )
+        return execution
+
+    async def _learned(self, delivery: Delivery, outcome: Outcome, known: Known, answer: Answer) -> Known:
+        """Read what moved, so that the next execution is informed."""
+        if answer.buffer:
+            events = await self._patiently(self._reader.buffer, delivery.run_id, answer.buffer, answer.length)
+            content = BufferContent(answer.version, events)
+            return known._replace(buffers={**known.buffers, answer.buffer: content})
+        if isinstance(outcome, Suspended):
+            count, kept, last = await self._patiently(self._reader.inbox, delivery.run_id, delivery.id)
+            # Only what came after this attempt last published can be an answer to it.
+            unclaimed = tuple(event for event in map(decode_unclaimed, kept) if last and event.seq >= last)
+            return known._replace(inbox=unclaimed, inbox_seen=count)
+        return known
+
+    async def _patiently(self, read: Callable[..., Any], *args: Any) -> Any:
+        while True:
+            try:
+                return await read(*args)
+            except StoreError:
+                await asyncio.sleep(0.2)
+
+    async def _after(self, delivery: Delivery, answer: Answer) -> None:
+        if answer.word == "parking":
+            park = Commit(
+                delivery.run_id,
+                EntryFence(delivery.route, delivery.entry, delivery.id),
+                [Park(delivery.route, delivery.entry)],
+            )
+            await self._committer.commit(park)
+        elif answer.word == "broken":
+            letter = DeadLetter(
+                ("run", delivery.run_id, "label", delivery.route.label, "delivery", delivery.id, "reason", "broken run")
+            )
+            await self._committer.commit(
+                Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
+            )
+
+    def _log(self, delivery: Delivery, outcome: Outcome, answer: Answer) -> None:
+        about = (delivery.run_id, delivery.route.step, delivery.id, delivery.record.attempt)
+        if answer.word == "gone":
+            logger.warning("run_id=%s step=%s delivery=%s attempt=%s: settled elsewhere, this result is dropped", *about)
+        elif answer.word == "broken":
+            logger.error("run_id=%s step=%s delivery=%s attempt=%s: a key of the run has a wrong type", *about)
+        elif isinstance(outcome, Failed) and answer.word == "applied":
+            logger.warning(
+                "run_id=%s step=%s delivery=%s attempt=%s: the step failed: %s",
+                *about,
+                "".join(traceback.format_exception(outcome.error)).rstrip(),
+            )
+        elif isinstance(outcome, Lost) and answer.word == "applied":
+            logger.error("run_id=%s step=%s delivery=%s attempt=%s: dead letter, its workers died", *about)
+
+    # -- effects -----------------------------------------------------------------------------------
+
+    def _flusher(self, held: Held) -> Callable[[Execution], None]:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def flush_soon(execution: Execution) -> None:
+            try:
+                inside = asyncio.current_task() is not None and asyncio.get_running_loop() is loop
+            except RuntimeError:
+                inside = False
+            if inside:
+                loop.call_soon(self._flush, execution)
+            else:
+                loop.call_soon_threadsafe(self._flush, execution)
+
+        del task
+        return flush_soon
+
+    def _flush(self, execution: Execution) -> None:
+        delivery = execution.delivery
+        held = self._held.get((delivery.route, delivery.entry))
+        effects = execution.take_effects()
+        if not effects or held is None:
+            return
+        held.armed = True
+        words = effects_commit(delivery, effects, age_ms=self._age_ms(held))
+        commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
+        self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
+
+    def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:
+        if isinstance(answer, Answer) and answer.word in ("gone", "over", "unknown-run"):
+            self._abandon(held, "gone" if answer.word == "gone" else "over")
+
+    def _age_ms(self, held: Held) -> int:
+        return int((self._clock.steady() - held.started) * 1000)
+
+    def arm_deadlines(self) -> None:
+        """Arm the deadline of runs whose first step has been running for a while."""
+        now = self._clock.steady()
+        for held in self._held.values():
+            if not held.armed and held.delivery.is_first and now - held.started > ARM_AFTER:
+                held.armed = True
+                delivery = held.delivery
+                words = effects_commit(delivery, (), age_ms=self._age_ms(held))
+                commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
+                self._committer.put(commit, lambda answer, held=held: self._effect_answered(held, answer))
+
+    # -- ends, losses, drain -----------------------------------------------------------------------
+
+    def run_ended(self, run_id: str) -> None:
+        """Cancel what still runs of an ended run."""
+        self._ended[run_id] = None
+        while len(self._ended) > ENDED:
+            self._ended.popitem(last=False)
+        for held in list(self._held.values()):
+            if held.delivery.run_id == run_id:
+                self._abandon(held, "over")
+        for served in self._served.values():
+            served.turns.pop(run_id, None)
+
+    def drop_all(self, why: str) -> None:
+        """Cancel everything without settling it: it belongs to others, or is handed back."""
+        for held in list(self._held.values()):
+            self._abandon(held, why)
+
+    def _abandon(self, held: Held, why: str) -> None:
+        if held.cancelled:
+            return
+        held.cancelled = why
+        if held.execution is not None:
+            held.execution.end(f"the delivery was given up ({why})")
+        if held.task is not None:
+            held.task.cancel()
+            return
+        # It never started: it only stood in line.
+        key = (held.delivery.route, held.delivery.entry)
+        if self._held.get(key) is held:
+            del self._held[key]
+        if why == "over":
+            self._committer.put(*self._acknowledge(held.delivery))
+        if not self._held:
+            self.empty.set()
+
+    def _acknowledge(self, delivery: Delivery) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
+        fence = EntryFence(delivery.route, delivery.entry, delivery.id)
+
+        def parked(answer: Answer | StoreError) -> None:
+            if isinstance(answer, Answer) and answer.word == "parking":
+                park = Commit(delivery.run_id, fence, [Park(delivery.route, delivery.entry)])
+                self._committer.put(park, _ignored)
+
+        return Commit(delivery.run_id, fence), parked
+
+    def _wake(self, alarm: Alarm) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
+        served = self._served.get(alarm.route.workflow)
+        route = next((r for r in served.plan.routes if r.step == alarm.step), None) if served else None
+        words = [Wake(route)] if route is not None else []
+        return Commit(alarm.run_id, EntryFence(alarm.route, alarm.entry, ""), words), _ignored
+
+    def _bury(self, arrival: Unreadable) -> None:
+        logger.error("run_id=%s stream=%s: dead letter: %s", arrival.run_id, arrival.route.label, arrival.error)
+        letter = DeadLetter(
+            (
+                *("run", arrival.run_id, "workflow", arrival.route.workflow, "label", arrival.route.label),
+                *("delivery", arrival.id, "reason", str(arrival.error), "record", arrival.raw),
+            )
+        )
+        self._committer.put(
+            Commit(arrival.run_id, StrayFence(arrival.route, arrival.entry), [letter]), _ignored
+        )
+
+
+def _ignored(answer: Answer | StoreError) -> None:
+    """Every answer is final."""

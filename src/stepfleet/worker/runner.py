@@ -1,0 +1,110 @@
+"""Runs one step and says what became of it. User code runs here, and nothing here knows Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from stepfleet.clock import Clock
+from stepfleet.context import Context
+from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreadable
+from stepfleet.errors import DecodeError, WorkflowRuntimeError
+from stepfleet.events import Event
+from stepfleet.worker.execution import Execution, Suspend
+
+
+async def run_step(execution: Execution, instance: Any, *, executor: Executor, clock: Clock) -> Outcome:
+    """Run the step of an execution and return its outcome; must be awaited in a task of its own.
+
+    Raises:
+        asyncio.CancelledError: the worker cancelled the task (the run ended, or the worker drains).
+    """
+    record = execution.delivery.record
+    try:
+        event = execution.plan.codec.decode_event(record.type_id, record.payload)
+    except DecodeError as error:
+        return Unreadable(error=error)
+    started = clock.steady()
+
+    def age_ms() -> int:
+        return int((clock.steady() - started) * 1000)
+
+    try:
+        returned = await _called(execution, instance, event, executor)
+        encoded = _checked(execution, returned)
+    except Suspend as wait:
+        return _suspended(execution, wait, age_ms())
+    except asyncio.CancelledError as error:
+        if _is_cancelled():
+            raise
+        # The step raised it by itself: a failure like any other, or the delivery would never end.
+        return Failed(error=error, traces=execution.traces(age_ms=age_ms()))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        return Failed(error=error, traces=execution.traces(age_ms=age_ms()))
+    return Returned(
+        event=encoded, collected=tuple(execution.collected), traces=execution.traces(age_ms=age_ms())
+    )
+
+
+async def _called(execution: Execution, instance: Any, event: Event, executor: Executor) -> Any:
+    spec = execution.spec
+    context = Context[Any].of_step(execution)
+    context.enter_step()
+    arguments: dict[str, Any] = {spec.event_param: event}
+    if spec.context_param is not None:
+        arguments[spec.context_param] = context
+    function = partial(spec.function, instance, **arguments) if spec.is_method else partial(spec.function, **arguments)
+    if spec.timeout is None:
+        return await _finished(function, spec.is_async, executor)
+    try:
+        async with asyncio.timeout(spec.timeout) as limit:
+            return await _finished(function, spec.is_async, executor)
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(f"Step '{spec.name}' timed out after {spec.timeout:g} seconds") from None
+        raise
+
+
+async def _finished(function: partial[Any], is_async: bool, executor: Executor) -> Any:
+    if is_async:
+        return await function()
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, function))
+
+
+def _checked(execution: Execution, returned: Any) -> Any:
+    if returned is None:
+        return None
+    if not isinstance(returned, Event):
+        raise WorkflowRuntimeError(
+            f"Step function {execution.spec.name} returned {type(returned).__name__} instead of an Event instance."
+        )
+    return execution.encoded(returned)
+
+
+def _suspended(execution: Execution, wait: Suspend, age_ms: int) -> Outcome:
+    try:
+        return Suspended(
+            event_type=wait.event_type,
+            waiter_id=wait.waiter_id,
+            requirements=execution.plan.codec.encode_value(wait.requirements, where="wait_for_event requirements"),
+            timeout=wait.timeout,
+            request=execution.encoded(wait.request) if wait.request is not None else None,
+            journal=execution.journal_so_far(),
+            collected=tuple(execution.collected),
+            inbox_seen=execution.known.inbox_seen,
+            subclasses=execution.spec.accept_event_subclasses,
+            traces=execution.traces(age_ms=age_ms),
+        )
+    except Exception as error:
+        return Failed(error=error, traces=execution.traces(age_ms=age_ms))
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,86 @@
+"""Fires what is due by Redis' clock: back-offs, waits, run deadlines. Any worker may; the timer is the fence."""
+
+from __future__ import annotations
+
+import logging
+
+from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.core import endings
+from stepfleet.core.commit import Commit, Emit, Has, TimerFence
+from stepfleet.errors import DecodeError
+from stepfleet.storage.committer import Committer
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.link import Link
+from stepfleet.storage.reader import RunReader
+from stepfleet.storage.scripts import script
+from stepfleet.wire import Expiry, Promotion, decode_timer
+from stepfleet.worker.system import answered
+
+logger = logging.getLogger("stepfleet.worker.timers")
+
+#: Timers fired at once.
+MOST = 200
+
+
+class Timers:
+    """Looks for due timers and commits what they mean."""
+
+    def __init__(self, fleet: Fleet, link: Link, committer: Committer, reader: RunReader) -> None:
+        self._fleet = fleet
+        self._link = link
+        self._committer = committer
+        self._reader = reader
+        self._codec = Codec(TypeRegistry())
+
+    async def fire(self) -> float | None:
+        """Fire what is due and return the seconds until the next timer, None if there is none.
+
+        Raises:
+            ConnectionLost, StoreRefused: as `Link.call`.
+        """
+        keys = self._fleet.keys
+        now, due, overdue, until = await self._link.script(
+            script("due"), [keys.timers, keys.timer_data, keys.live], [MOST]
+        )
+        self._fleet.clock.saw_redis(int(now))
+        for member, data in zip(due[::2], due[1::2], strict=True):
+            await self._fire(member.decode(), data)
+        for run_id in overdue:
+            await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
+        if due or overdue:
+            return 0.0
+        return None if until < 0 else until / 1000
+
+    async def _fire(self, member: str, data: bytes) -> None:
+        run_id = member.partition("/")[0]
+        fence = TimerFence(member)
+        try:
+            timer = decode_timer(data)
+        except DecodeError as error:
+            logger.error("run_id=%s timer=%s: %s", run_id, member, error)
+            await self._committer.commit(Commit(run_id, fence))
+            return
+        if isinstance(timer, Promotion):
+            emit = Emit(timer.route, ((timer.delivery, timer.record),), awaitable=False)
+            await self._committer.commit(Commit(run_id, fence, [emit]))
+            return
+        await self._expire(run_id, fence, timer)
+
+    async def _expire(self, run_id: str, fence: TimerFence, timer: Expiry) -> None:
+        waiter = await self._reader.waiter(run_id, timer.waiter)
+        if waiter is None:
+            await self._committer.commit(Commit(run_id, fence))
+            return
+        words = answered(waiter._replace(timer=""), ["time-out", waiter.waiter_id])
+        answer = await self._committer.commit(Commit(run_id, fence, words, [Has(timer.waiter)]))
+        if answer.word == "conflict":
+            await self._committer.commit(Commit(run_id, fence))
+
+
+async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, codec: Codec) -> None:
+    """End a run whose deadline has passed; says what it was waiting for."""
+    pending, held = await reader.pending(run_id), await reader.held(run_id)
+    active, waiting = endings.what_it_waits_for(pending, held)
+    timeout = await reader.link.call("HGET", reader.keys.run(run_id), "timeout")
+    seconds = int(timeout or 0) / 1000
+    await committer.commit(endings.timed_out(run_id, seconds, active, waiting, codec))

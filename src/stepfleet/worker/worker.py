@@ -1,0 +1,472 @@
+"""One worker process: starts its loops, watches over them, drains them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from stepfleet.core.commit import Route
+from stepfleet.core.plan import Plan
+from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
+from stepfleet.planning import definition_of
+from stepfleet.storage.committer import Committer
+from stepfleet.storage.consumer import Consumer
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.reader import RunReader, encode_definition
+from stepfleet.storage.run_store import RunStore
+from stepfleet.worker.heartbeat import Heartbeat
+from stepfleet.worker.processor import Held, Processor
+from stepfleet.worker.timers import Timers
+from stepfleet.workflow import Runtime, Workflow
+
+logger = logging.getLogger("stepfleet.worker")
+
+#: Seconds between looks at ended runs, long-running steps and due timers.
+TICK: Final = 0.5
+#: Seconds between two rounds of the janitor.
+JANITOR: Final = 60.0
+#: Age after which what a dead worker left is removed.
+TOMBSTONE_MS: Final = 3_600_000
+#: Seconds to wait between tries while Redis is away: from, to.
+BACK_OFF: Final = (0.1, 2.0)
+#: Status under which a draining worker announces that it handed deliveries back.
+RETURNED: Final = "returned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How much one worker takes on. The names are those of the settings."""
+
+    concurrency: int = 100
+    threads: int = 16
+    lease: timedelta = timedelta(seconds=15)
+    sweep: timedelta = timedelta(seconds=5)
+    max_deliveries: int = 3
+    drain_timeout: timedelta = timedelta(seconds=30)
+    #: Steps to run; None: all.
+    steps: frozenset[str] | None = None
+    exclude_steps: frozenset[str] = frozenset()
+
+
+class Worker:
+    """Runs the steps of workflows until it is told to stop."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        workflows: Mapping[str, tuple[Plan, Workflow]],
+        *,
+        options: WorkerOptions | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._options = options or WorkerOptions()
+        self._workflows = dict(workflows)
+        self._runtime = runtime
+        self._executor = ThreadPoolExecutor(self._options.threads, thread_name_prefix="stepfleet-step")
+        self._calls = fleet.link("worker")
+        self._reads = fleet.link("worker-read")
+        self._commits = fleet.link("worker-commit")
+        self._reader = RunReader(self._calls, fleet.keys)
+        self._started_at = time.time()
+        self._draining = False
+        self._stop = asyncio.Event()
+        self._limit_passed = asyncio.Event()
+        self._sweep_now = asyncio.Event()
+        self._timer_changed = asyncio.Event()
+        self._finished_reads = 0
+        self._suspicious: dict[tuple[int, str], int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._new_identity()
+
+    def _new_identity(self) -> None:
+        """Take a consumer name that nobody had before: after a burial the old one belongs to the dead."""
+        consumer = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        lease = self._options.lease.total_seconds()
+        self._heartbeat = Heartbeat(self._fleet, consumer, lease=lease, describe=self._describe)
+        store = RunStore(self._commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds)
+        self._committer = Committer(store)
+        self._consumer = Consumer(
+            self._reads, self._calls, self._fleet.keys, self._routes(), consumer=consumer
+        )
+        self._processor = Processor(
+            self._fleet,
+            self._committer,
+            self._reader,
+            executor=self._executor,
+            concurrency=self._options.concurrency,
+            max_deliveries=self._options.max_deliveries,
+            lease=lease,
+            locks=self._heartbeat.locks,
+            runtime=self._runtime,
+        )
+        for plan, instance in self._workflows.values():
+            self._processor.serve(plan, instance)
+        self._timers = Timers(self._fleet, self._calls, self._committer, self._reader)
+
+    @property
+    def consumer(self) -> str:
+        """This worker's name in Redis."""
+        return self._heartbeat.consumer
+
+    @property
+    def processor(self) -> Processor:
+        """What it owns and runs."""
+        return self._processor
+
+    def _routes(self) -> list[Route]:
+        chosen: list[Route] = []
+        for plan, _ in self._workflows.values():
+            chosen += [route for route in plan.routes if self._serves(route.step)]
+            chosen.append(plan.system)
+        return chosen
+
+    def _serves(self, step: str) -> bool:
+        options = self._options
+        return (options.steps is None or step in options.steps) and step not in options.exclude_steps
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": int(self._started_at * 1000),
+            "workflows": {name: plan.graph.digest for name, (plan, _) in self._workflows.items()},
+            "steps": sorted({f"{route.workflow}.{route.step}" for route in self._routes() if route.step}),
+            "concurrency": self._options.concurrency,
+            "running": len(self._processor.held),
+        }
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Begin to drain: read no more, finish what runs, hand the rest back."""
+        self._stop.set()
+
+    def stop_now(self) -> None:
+        """End the drain: hand back what still runs."""
+        self._limit_passed.set()
+        self._stop.set()
+
+    async def run(self, *, burst: bool = False, on_ready: Callable[[], None] | None = None) -> int:
+        """Work until `stop`; with `burst`, until nothing is left to do. Return how many deliveries were handed back.
+
+        Raises:
+            ConnectionLost, StoreRefused: Redis cannot be used at the start.
+        """
+        await self._announce()
+        await self._heartbeat.start()
+        await self._consumer.create_groups()
+        self._start_loops()
+        logger.info(
+            "worker is ready: consumer=%s workflows=%s concurrency=%s",
+            self.consumer,
+            ",".join(self._workflows) or "-",
+            self._options.concurrency,
+        )
+        if on_ready is not None:
+            on_ready()
+        try:
+            if burst:
+                await self._until_idle()
+            else:
+                await self._stop.wait()
+            return await self._drain()
+        finally:
+            await self._close()
+
+    async def _announce(self) -> None:
+        commands = [
+            ("HSET", self._fleet.keys.workflow(name), plan.graph.digest, encode_definition(definition_of(plan, flow)))
+            for name, (plan, flow) in self._workflows.items()
+        ]
+        for reply in await self._calls.calls(commands):
+            if isinstance(reply, StoreRefused):
+                raise reply
+
+    def _start_loops(self) -> None:
+        loops = {
+            "commit": self._committer.run(),
+            "read": self._read_loop(),
+            "tick": self._tick_loop(),
+            "timers": self._timer_loop(),
+            "sweep": self._sweep_loop(),
+        }
+        self._tasks = [
+            asyncio.create_task(loop, name=f"stepfleet-{name}") for name, loop in loops.items()
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._loop_ended)
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.critical("a loop of the worker ended: loop=%s", task.get_name(), exc_info=task.exception())
+            self.stop()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._heartbeat.stop()
+        for link in (self._calls, self._reads, self._commits):
+            await link.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def _read_loop(self) -> None:
+        outage = Outage("reading")
+        while not self._draining:
+            if self._heartbeat.buried:
+                await asyncio.sleep(TICK)  # the tick takes a new name
+                continue
+            free = self._processor.free
+            if free == 0:
+                self._processor.capacity.clear()
+                await self._processor.capacity.wait()
+                continue
+            try:
+                consumer = self._consumer
+                arrivals = await consumer.read(free)
+            except StoreRefused as error:
+                # NOGROUP, or the stream was deleted under the read: Redis lost data, or somebody removed it.
+                await outage.pause(error)
+                await self._recreate()
+                continue
+            except ConnectionLost as error:
+                await outage.pause(error)
+                continue
+            outage.over()
+            self._finished_reads += 1
+            if consumer is not self._consumer:
+                continue  # read under a name that was buried meanwhile: others reclaim it
+            for arrival in arrivals:
+                self._processor.accept(arrival)
+
+    async def _recreate(self) -> None:
+        try:
+            await self._consumer.create_groups()
+            await self._announce()
+        except StoreError as error:
+            logger.debug("groups are not there yet: error=%s", error)
+
+    # -- periodic work -----------------------------------------------------------------------------
+
+    async def _tick_loop(self) -> None:
+        last_end, outage = "", Outage("looking at ended runs")
+        while True:
+            self._heartbeat.loop_is_alive(_names(self._processor.running))
+            if self._heartbeat.buried:
+                await self._rise()
+            self._processor.arm_deadlines()
+            try:
+                if not last_end:
+                    last_end = await self._reader.last_end()
+                for entry, run_id, status in await self._reader.ends(last_end):
+                    last_end = entry
+                    if status == RETURNED:
+                        self._sweep_now.set()
+                    else:
+                        self._processor.run_ended(run_id)
+                outage.over()
+            except StoreError as error:
+                await outage.pause(error)
+            # The first step of a run arms its deadline soon after it began, long before the next lease beat.
+            await asyncio.sleep(TICK / 5 if self._processor.held else TICK)
+
+    async def _timer_loop(self) -> None:
+        outage = Outage("looking at timers")
+        while True:
+            try:
+                until = await self._timers.fire()
+                outage.over()
+            except StoreError as error:
+                await outage.pause(error)
+                continue
+            await asyncio.sleep(min(TICK, until) if until is not None else TICK)
+
+    async def _sweep_loop(self) -> None:
+        sweep, last_clean, outage = self._options.sweep.total_seconds(), 0.0, Outage("sweeping")
+        self._sweep_now.set()
+        while True:
+            try:
+                async with asyncio.timeout(sweep * (0.75 + secrets.randbelow(50) / 100)):
+                    await self._sweep_now.wait()
+                handed_back = True
+            except TimeoutError:
+                handed_back = False
+            self._sweep_now.clear()
+            if self._draining:
+                return
+            try:
+                await self._reclaim(handed_back or self._heartbeat.work_was_returned)
+                await self._audit()
+                await self._tidy()
+                if self._fleet.clock.steady() - last_clean > JANITOR:
+                    last_clean = self._fleet.clock.steady()
+                    retention_ms = int(self._fleet.bounds.retention.total_seconds() * 1000)
+                    await self._consumer.clean(tombstone_ms=TOMBSTONE_MS, retention_ms=retention_ms)
+                outage.over()
+            except StoreError as error:
+                await outage.pause(error)
+
+    async def _reclaim(self, returned: bool) -> None:
+        may_bury = self._heartbeat.may_bury
+        if not returned and not (may_bury and self._heartbeat.work_was_left):
+            return
+        free = self._processor.free
+        if free == 0:
+            return
+        arrivals = await self._consumer.reclaim(
+            self._fleet.keys.leases,
+            most=free,
+            suspects=0 if self._processor.suspects else 1,
+            may_bury=may_bury,
+            lease_ms=int(self._heartbeat.lease * 1000),
+        )
+        for arrival in arrivals:
+            self._processor.accept(arrival)
+        if arrivals:
+            logger.warning("took over deliveries of other workers: count=%d", len(arrivals))
+            self._sweep_now.set()
+
+    async def _audit(self) -> None:
+        """Take what is pending under this name in two audits, with a finished read between them, and not held."""
+        held = self._consumer.held_rows(self._processor.held)
+        pending = set(await self._consumer.pending())
+        held |= self._consumer.held_rows(self._processor.held)
+        strays = pending - held
+        unseen = [row for row in strays if self._suspicious.get(row, self._finished_reads) < self._finished_reads]
+        self._suspicious = {row: self._suspicious.get(row, self._finished_reads) for row in strays}
+        for arrival in await self._consumer.audit(unseen):
+            logger.warning("a delivery was never seen here, it starts now: run_id=%s", arrival.run_id)
+            self._processor.accept(arrival)
+
+    async def _tidy(self) -> None:
+        """Expire what the end of a run could not name."""
+        keys = self._fleet.keys
+        ended = await self._calls.call("LRANGE", keys.tidy, 0, 99)
+        for raw in ended:
+            run_id = raw.decode()
+            further, left = await self._calls.calls(
+                [("SMEMBERS", keys.further(run_id)), ("PTTL", keys.run(run_id))]
+            )
+            ttl = max(int(left), 1)
+            await self._calls.calls(
+                [("PEXPIRE", key, ttl) for key in (*further, keys.further(run_id))]
+                + [("LREM", keys.tidy, 1, raw)]
+            )
+
+    async def _rise(self) -> None:
+        """Go on under a new name: others have buried this one and took its work."""
+        logger.error("the lease ran out and others took this worker's deliveries: consumer=%s", self.consumer)
+        self._processor.drop_all("gone")
+        old = self._heartbeat
+        await old.stop()
+        committing = next(task for task in self._tasks if task.get_name() == "stepfleet-commit")
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
+        self._new_identity()
+        await self._heartbeat.start()
+        task = asyncio.create_task(self._committer.run(), name="stepfleet-commit")
+        task.add_done_callback(self._loop_ended)
+        self._tasks[self._tasks.index(committing)] = task
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def _until_idle(self) -> None:
+        """Return when nothing ran and nothing was read for a while."""
+        quiet = 0
+        while quiet < 2 and not self._stop.is_set():
+            reads = self._finished_reads
+            await asyncio.sleep(TICK)
+            busy = self._processor.held or not await self._nothing_to_read()
+            quiet = 0 if busy or reads == self._finished_reads and self._processor.free == 0 else quiet + 1
+
+    async def _nothing_to_read(self) -> bool:
+        streams = [self._fleet.keys.stream(r.workflow, r.type, r.step) for r in self._routes()]
+        lengths = await self._calls.calls([("XLEN", name) for name in streams])
+        return not any(isinstance(length, int) and length for length in lengths)
+
+    async def _drain(self) -> int:
+        """Read no more; finish until the limit; hand the rest back."""
+        self._draining = True
+        self._reads.interrupt()
+        self._processor.capacity.set()
+        limit = self._options.drain_timeout.total_seconds()
+        began = self._fleet.clock.steady()
+        while self._processor.held:
+            left = limit - (self._fleet.clock.steady() - began)
+            logger.info(
+                "draining: waiting up to %.0f s for %d: %s",
+                max(0.0, left),
+                len(self._processor.held),
+                _names(self._processor.running),
+            )
+            if left <= 0 or self._limit_passed.is_set():
+                break
+            try:
+                async with asyncio.timeout(min(left, 1.0)):
+                    await self._processor.empty.wait()
+            except TimeoutError:
+                continue
+        reading = next((task for task in self._tasks if task.get_name() == "stepfleet-read"), None)
+        if reading is not None:
+            await asyncio.wait([reading], timeout=3.0)
+        return await self._hand_back()
+
+    async def _hand_back(self) -> int:
+        rest = list(self._processor.held)
+        self._processor.drop_all("drain")
+        try:
+            async with asyncio.timeout(5.0):
+                await self._committer.drained()
+            pending = await self._consumer.pending()
+            unseen = set(pending) - self._consumer.held_rows(rest)
+            count = await self._consumer.hand_back([*rest, *self._consumer.rows_named(unseen)])
+            if count:
+                await self._calls.call("XADD", self._fleet.keys.ends, "*", "r", "", "s", RETURNED)
+                logger.warning("handed back: count=%d", count)
+            return len(rest)
+        except (StoreError, TimeoutError) as error:
+            logger.warning("could not hand back, the lease has to run out: count=%d error=%s", len(rest), error)
+            return len(rest)
+
+
+class Outage:
+    """Says once that Redis is away, and once that it is back."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._tries = 0
+
+    async def pause(self, error: Exception) -> None:
+        """Wait a little longer after each failure."""
+        if self._tries == 0:
+            logger.warning("redis is away, waiting for it: while=%s error=%s", self._doing, error)
+        self._tries += 1
+        longest = min(BACK_OFF[0] * 2**self._tries, BACK_OFF[1])
+        await asyncio.sleep(longest * (0.5 + secrets.randbelow(50) / 100))
+
+    def over(self) -> None:
+        """Note a success."""
+        if self._tries:
+            logger.info("redis is back: while=%s", self._doing)
+        self._tries = 0
+
+
+def _names(running: Sequence[Held]) -> str:
+    shown = [
+        f"{held.delivery.route.step or 'system'}(run {held.delivery.run_id})" for held in running[:5]
+    ]
+    more = f" and {len(running) - 5} more" if len(running) > 5 else ""
+    return ", ".join(shown) + more
+

