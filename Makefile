@@ -55,7 +55,7 @@ fmt: $(VENV) ## format and fix what can be fixed
 	.venv/bin/ruff format .
 
 bench: $(VENV) ## measure this machine
-	.venv/bin/python benchmarks/bench.py
+	PYTHONPATH=. QUICK=$(QUICK) .venv/bin/python -m benchmarks.bench
 
 docs: $(VENV_DOCS) ## build the documentation into site/
 	.venv/bin/zensical build --clean --strict

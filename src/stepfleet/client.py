@@ -22,7 +22,6 @@ from stepfleet.core.plan import SYSTEM, Plan, type_name
 from stepfleet.errors import (
     DefinitionError,
     RunConflictError,
-    RunNotFound,
     StoreError,
     WorkflowRuntimeError,
 )
@@ -69,7 +68,9 @@ def check_run_id(run_id: str) -> str:
         ValueError: it has other characters than `A-Z a-z 0-9 _ . -`, or more than 128 of them.
     """
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"run_id {str(run_id)[:140]!r} is not 1 to 128 characters of A-Z a-z 0-9 _ . -")
+        raise ValueError(
+            f"run_id {str(run_id)[:140]!r} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
+        )
     return run_id
 
 
@@ -86,16 +87,22 @@ class _Target(NamedTuple):
 class Connected:
     """The working part of a client: connections and tasks of one event loop."""
 
-    def __init__(self, fleet: Fleet, *, types: Iterable[type] = (), patience: float | None = PATIENCE) -> None:
+    def __init__(
+        self, fleet: Fleet, *, types: Iterable[type] = (), patience: float | None = PATIENCE
+    ) -> None:
         self.fleet = fleet
-        self.codec = Codec(TypeRegistry(types, open=fleet.open_types), limits=fleet.limits, generic=True)
+        self.codec = Codec(
+            TypeRegistry(types, open=fleet.open_types), limits=fleet.limits, generic=True
+        )
         self._types = tuple(types)
         self._calls = fleet.link("client")
         self._reads = fleet.link("client-reads")
         store = RunStore(self._calls, fleet.keys, consumer="client", bounds=fleet.bounds)
         self.committer = Committer(store, patience=patience)
         self.reader = RunReader(self._reads, fleet.keys)
-        self.watcher = Watcher(fleet.link("client-watch"), self.reader, fleet.keys, on_end=self._told)
+        self.watcher = Watcher(
+            fleet.link("client-watch"), self.reader, fleet.keys, on_end=self._told
+        )
         self._waiting: dict[str, asyncio.Future[RunRecord]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._plans: dict[tuple[Any, str], Plan] = {}
@@ -121,24 +128,36 @@ class Connected:
 
     # -- starting ----------------------------------------------------------------------------------
 
-    def target(self, workflow: Workflow | type[Workflow] | str, *, name: str | None = None) -> _Target:
+    def target(
+        self, workflow: Workflow | type[Workflow] | str, *, name: str | None = None
+    ) -> _Target:
         """Return a workflow as the fleet knows it."""
         if isinstance(workflow, str):
             return _Target(type_name(workflow), None, None, None)
         key = name or cluster_name(workflow)
+        plan = self.plan(workflow, key)
+        if isinstance(workflow, type):
+            return _Target(key, plan, None, None)
+        timeout = options_of(workflow).timeout
+        return _Target(key, plan, workflow, -1 if timeout is None else int(timeout * 1000))
+
+    def plan(self, workflow: Workflow | type[Workflow], key: str) -> Plan:
+        """Return the plan of a workflow under a name; it is made once."""
         cls = workflow if isinstance(workflow, type) else type(workflow)
         plan = self._plans.get((cls, key))
         if plan is None:
             plan = self._plans[cls, key] = make_plan(
                 workflow, key, limits=self.fleet.limits, open_types=self.fleet.open_types
             )
-        if isinstance(workflow, type):
-            return _Target(key, plan, None, None)
-        timeout = options_of(workflow).timeout
-        return _Target(key, plan, workflow, -1 if timeout is None else int(timeout * 1000))
+        return plan
 
     async def record(
-        self, target: _Target, event: StartEvent | None, fields: Mapping[str, Any], run_id: str, ctx: Context[Any] | None
+        self,
+        target: _Target,
+        event: StartEvent | None,
+        fields: Mapping[str, Any],
+        run_id: str,
+        ctx: Context[Any] | None,
     ) -> None:
         """Record a run.
 
@@ -162,11 +181,18 @@ class Connected:
             if definition is None:
                 raise await self._unknown_workflow(target.name)
             type_id, payload = self._by_name(definition, event, fields)
-            routes, timeout_ms = definition.routes.get(type_name(type_id), ()), definition.timeout_ms
+            routes, timeout_ms = (
+                definition.routes.get(type_name(type_id), ()),
+                definition.timeout_ms,
+            )
         if not routes:
-            raise WorkflowRuntimeError(f"no step of workflow {target.name} accepts a {type_id} as its start event")
+            raise WorkflowRuntimeError(
+                f"no step of workflow {target.name} accepts a {type_id} as its start event"
+            )
         values = await self._initial_values(ctx, target)
-        digest = hashlib.blake2b(f"{target.name}\0{type_id}\0".encode() + payload, digest_size=16).hexdigest()
+        digest = hashlib.blake2b(
+            f"{target.name}\0{type_id}\0".encode() + payload, digest_size=16
+        ).hexdigest()
         commit = endings.start(
             run_id,
             routes,
@@ -183,7 +209,9 @@ class Connected:
                 "or attach to it with client.handler()"
             )
         if answer.word != "applied":
-            raise WorkflowRuntimeError(f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip())
+            raise WorkflowRuntimeError(
+                f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
+            )
 
     def _same_instance(self, target: _Target, definition: Definition) -> None:
         if target.instance is None or target.plan is None:
@@ -191,8 +219,9 @@ class Connected:
         mine = arguments_digest(target.instance, target.plan.codec)
         if mine and "?" not in (mine, definition.arguments) and mine != definition.arguments:
             raise DefinitionError(
-                f"{target.name} was constructed here with other arguments than on its workers, where its steps run: "
-                "pass them in the start event or the store, or start workers with this instance as their TARGET"
+                f"{target.name} was constructed here with other arguments than on its workers, "
+                "where its steps run: pass them in the start event or the store, "
+                "or start workers with this instance as their TARGET"
             )
 
     def _by_name(
@@ -200,7 +229,9 @@ class Connected:
     ) -> tuple[str, bytes]:
         if event is not None:
             return self.codec.encode_event(event)
-        return definition.start, self.codec.encode_fields(fields, where=f"start event {definition.start}")
+        return definition.start, self.codec.encode_fields(
+            fields, where=f"start event {definition.start}"
+        )
 
     async def _initial_values(self, ctx: Context[Any] | None, target: _Target) -> dict[str, bytes]:
         if ctx is None:
@@ -209,7 +240,8 @@ class Connected:
         if ctx.previous_run is not None and ctx.previous_run.run_id:
             rows = await self._reads.call("HGETALL", self.fleet.keys.store(ctx.previous_run.run_id))
             return {
-                name.decode(): data.partition(b":")[2] for name, data in zip(rows[::2], rows[1::2], strict=True)
+                name.decode(): data.partition(b":")[2]
+                for name, data in zip(rows[::2], rows[1::2], strict=True)
             }
         return values_to_write(ctx.initial_values, codec)
 
@@ -220,7 +252,10 @@ class Connected:
         now = self.fleet.clock.steady()
         known = self._definitions.get(target.name)
         if known is None or now - known[0] > FRESH or not known[1]:
-            known = self._definitions[target.name] = (now, await self.reader.definitions(target.name))
+            known = self._definitions[target.name] = (
+                now,
+                await self.reader.definitions(target.name),
+            )
         announced = known[1]
         if not announced:
             return None
@@ -245,20 +280,31 @@ class Connected:
         """Log when no live worker serves the workflow."""
         if self.fleet.open_types:
             return
-        if not any(target.name in worker.get("workflows", {}) for worker in (await self._workers()).values()):
+        if not any(
+            target.name in worker.get("workflows", {})
+            for worker in (await self._workers()).values()
+        ):
             self._seen_workers = (-1e9, {})
             logger.warning(
-                "no live worker serves this workflow, the run waits for one: workflow=%s run_id=%s namespace=%s",
+                "no live worker serves this workflow, the run waits for one: "
+                "workflow=%s run_id=%s namespace=%s",
                 target.name,
                 run_id,
                 self.fleet.keys.namespace,
             )
 
     async def _unknown_workflow(self, name: str) -> DefinitionError:
-        known = sorted({flow for worker in (await self._workers()).values() for flow in worker.get("workflows", {})})
+        known = sorted(
+            {
+                flow
+                for worker in (await self._workers()).values()
+                for flow in worker.get("workflows", {})
+            }
+        )
         served = f"live workers serve: {', '.join(known)}" if known else "no worker is live"
         return DefinitionError(
-            f"no worker has announced a workflow {name!r} in namespace {self.fleet.keys.namespace!r} ({served}); "
+            f"no worker has announced a workflow {name!r} in namespace "
+            f"{self.fleet.keys.namespace!r} ({served}); "
             "start a workflow-worker for it, or pass the workflow's class"
         )
 
@@ -287,7 +333,9 @@ class Connected:
             routing=routing,
             state_type=plan.graph.state_type if plan is not None else None,
             started=started,
-            check=(lambda event, step: _check_send(plan, event, step)) if plan is not None else None,
+            check=(lambda event, step: _check_send(plan, event, step))
+            if plan is not None
+            else None,
         )
 
     def _reading_codec(self, plan: Plan | None) -> Codec:
@@ -297,7 +345,9 @@ class Connected:
             plan.add_types(self._types)
         return plan.reading_codec
 
-    async def _routes(self, run_id: str, name: str, type_id: str, step: str | None) -> Sequence[Route]:
+    async def _routes(
+        self, run_id: str, name: str, type_id: str, step: str | None
+    ) -> Sequence[Route]:
         if not name:
             record = (await self.reader.runs([run_id]))[0]
             if record is None:
@@ -357,7 +407,9 @@ class Connected:
         """Look at awaited runs now and then: an announcement may be lost with a connection or trimmed."""
         while True:
             await asyncio.sleep(RECHECK)
-            for run_id in [run_id for run_id, future in self._waiting.items() if future.cancelled()]:
+            for run_id in [
+                run_id for run_id, future in self._waiting.items() if future.cancelled()
+            ]:
                 del self._waiting[run_id]
             waiting = list(self._waiting)
             for first in range(0, len(waiting), 500):
@@ -383,12 +435,16 @@ def _check_send(plan: Plan, event: Event, step: str | None) -> None:
 class Client:
     """Starts runs on a fleet and attaches to them, from any process.
 
-    An async context manager. It is a `Runtime` too: `Flow(runtime=client).run(...)` submits to the fleet.
+    An async context manager. It is a `Runtime` too: `Flow(runtime=client).run(...)` submits to the
+    fleet.
 
-    Args of its maker `stepfleet.Client(url, namespace=..., types=[...])` are in `stepfleet.connect`.
+    Args of its maker `stepfleet.Client(url, namespace=..., types=[...])` are in
+    `stepfleet.connect`.
     """
 
-    def __init__(self, fleet: Fleet, *, types: Iterable[type] = (), patience: float | None = PATIENCE) -> None:
+    def __init__(
+        self, fleet: Fleet, *, types: Iterable[type] = (), patience: float | None = PATIENCE
+    ) -> None:
         self._fleet = fleet
         self._types = tuple(types)
         self._patience = patience
@@ -423,16 +479,16 @@ class Client:
     ) -> WorkflowHandler:
         """Start a run and return its handler as soon as the run is recorded in Redis.
 
-        With a `run_id` it may be repeated: the same arguments name the same run. Fields build the start event.
-        Warns when no live worker serves the workflow: the run then waits for one.
+        With a `run_id` it may be repeated: the same arguments name the same run. Fields build the
+        start event. Warns when no live worker serves the workflow: the run then waits for one.
 
         Raises:
             RunConflictError: the id belongs to a run that was started with other arguments.
             WorkflowRuntimeError: the start event cannot be built or is accepted by no step.
             DefinitionError: only a name was given and no worker has announced it.
             EncodeError: the start event cannot travel.
-            ConnectionLost: Redis is away; the run may or may not be recorded: repeat with the same id.
-            StoreRefused: Redis takes no more (memory, rights).
+            ConnectionLost: Redis is away; the run may or may not be recorded: repeat with the same
+            id. StoreRefused: Redis takes no more (memory, rights).
         """
         connected = self.connection()
         target = connected.target(workflow)

@@ -1,4 +1,4 @@
-"""URL -> connections -> `Client`, and the runtime that `Workflow.run()` takes by default. The composition root."""
+"""URL -> connections -> `Client`, and the runtime that `Workflow.run()` takes by default."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Client(_Client):
     An async context manager, and a `Runtime`: `Flow(runtime=client).run(...)` submits to the fleet.
 
     Args:
-        url: the Redis server; without it `STEPFLEET_REDIS_URL`, `REDIS_URL`, `[tool.stepfleet]` in pyproject.toml,
+        url: the Redis server; without it `STEPFLEET_REDIS_URL`, `REDIS_URL`, `[tool.stepfleet]` in
+        pyproject.toml,
             or the development server of this folder.
         namespace: the fleet on that server.
         types: classes that results and events may carry beside those of the workflows.
@@ -77,7 +78,10 @@ def resolve_url(url: str | None, settings: Settings) -> str:
     return resolve_redis_url(url, settings, dev_server=dev_server_url)
 
 
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Client] = weakref.WeakKeyDictionary()
+#: The default client of each event loop, with the task that closes it.
+_clients: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, tuple[_Client, asyncio.Task[None]]
+] = weakref.WeakKeyDictionary()
 
 
 def default_runtime() -> Runtime:
@@ -86,7 +90,17 @@ def default_runtime() -> Runtime:
     if not url or url.startswith("memory:"):
         return memory_runtime()
     loop = asyncio.get_running_loop()
-    client: Any = _clients.get(loop)
-    if client is None:
-        client = _clients[loop] = Client(url)
-    return client
+    known: Any = _clients.get(loop)
+    if known is None:
+        client = Client(url)
+        known = _clients[loop] = client, loop.create_task(_closed_with_its_loop(client))
+    return known[0]
+
+
+async def _closed_with_its_loop(client: _Client) -> None:
+    """Close a client that nobody else closes: `asyncio.run` cancels this when the program is done."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        _clients.pop(asyncio.get_running_loop(), None)
+        await client.close()

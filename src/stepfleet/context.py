@@ -1,7 +1,7 @@
 """`Context`: what a step, a caller or a coming run may do. It records and delegates; it does no I/O itself.
 
-A context has one of three faces: before a run (values for its store), inside a step, and outside, in the
-hands of whoever started or attached to the run. A method used on the wrong face says so.
+A context has one of three faces: before a run (values for its store), inside a step, and outside,
+in the hands of whoever started or attached to the run. A method used on the wrong face says so.
 """
 
 from __future__ import annotations
@@ -27,14 +27,26 @@ class StepFace(Protocol):
     """What the context of a running step does; made by the worker."""
 
     run_id: str
-    idempotency_key: str
     store: StateStore[Any]
 
-    def send(self, event: Event, step: str | None) -> None: ...
+    @property
+    def idempotency_key(self) -> str:
+        """Return a key that is stable over all executions and attempts of the delivery."""
+        ...
 
-    def publish(self, event: Event) -> None: ...
+    def send(self, event: Event, step: str | None) -> None:
+        """Queue an event for the steps that accept it, or for one of them."""
+        ...
 
-    def collect(self, event: Event, expected: Sequence[type[Event]], buffer_id: str | None) -> list[Event] | None: ...
+    def publish(self, event: Event) -> None:
+        """Queue an event for the public stream."""
+        ...
+
+    def collect(
+        self, event: Event, expected: Sequence[type[Event]], buffer_id: str | None
+    ) -> list[Event] | None:
+        """Record a contribution; return all when it was the missing one."""
+        ...
 
     async def wait(
         self,
@@ -44,7 +56,9 @@ class StepFace(Protocol):
         waiter_id: str | None,
         requirements: dict[str, Any],
         timeout: float | None,
-    ) -> Event: ...
+    ) -> Event:
+        """Answer from what is known, or suspend the step."""
+        ...
 
 
 class RunFace(Protocol):
@@ -53,9 +67,13 @@ class RunFace(Protocol):
     run_id: str
     store: StateStore[Any]
 
-    def send_soon(self, event: Event, step: str | None) -> None: ...
+    def send_soon(self, event: Event, step: str | None) -> None:
+        """Send an event without waiting."""
+        ...
 
-    def is_done(self) -> bool: ...
+    def is_done(self) -> bool:
+        """Whether the end of the run was seen here."""
+        ...
 
 
 _step_context: ContextVar[Context[Any] | None] = ContextVar("stepfleet.step_context", default=None)
@@ -64,8 +82,9 @@ _step_context: ContextVar[Context[Any] | None] = ContextVar("stepfleet.step_cont
 class Context(Generic[StateT]):
     """State, events and waits of one run.
 
-    A step gets it by annotating a parameter with `Context` or `Context[State]`. `Context(workflow)` made by a
-    caller carries state into `workflow.run(ctx=...)`, and from one run into the next.
+    A step gets it by annotating a parameter with `Context` or `Context[State]`.
+    `Context(workflow)` made by a caller carries state into `workflow.run(ctx=...)`, and from one
+    run into the next.
     """
 
     def __init__(self, workflow: Any = None) -> None:
@@ -91,7 +110,9 @@ class Context(Generic[StateT]):
         """
         context = _step_context.get()
         if context is None:
-            raise WorkflowRuntimeError("Context.get_step_context() may only be called from within a step function")
+            raise WorkflowRuntimeError(
+                "Context.get_step_context() may only be called from within a step function"
+            )
         return context
 
     def enter_step(self) -> None:
@@ -106,7 +127,8 @@ class Context(Generic[StateT]):
         """
         if self._run is not None and not self._run.is_done():
             raise ContextStateError(
-                "Cannot start a new run while context is already running. Wait for completion or use a new Context."
+                "Cannot start a new run while context is already running. "
+                "Wait for completion or use a new Context."
             )
         self._run = face
 
@@ -156,8 +178,9 @@ class Context(Generic[StateT]):
     def send_event(self, message: Event, step: str | None = None) -> None:
         """Send an event to every step that accepts it, or to one step.
 
-        In a step it takes effect promptly, while the step still runs, and stays sent when the attempt fails: equal
-        events of one attempt, in the same order, are delivered once however often the attempt runs again.
+        In a step it takes effect promptly, while the step still runs, and stays sent when the
+        attempt fails: equal events of one attempt, in the same order, are delivered once however
+        often the attempt runs again.
 
         Raises:
             WorkflowRuntimeError: there is no such step, or it does not accept this type.
@@ -169,7 +192,9 @@ class Context(Generic[StateT]):
         elif self._run is not None:
             self._run.send_soon(message, step)
         else:
-            raise ContextStateError("send_event() called before workflow started. Call workflow.run() first.")
+            raise ContextStateError(
+                "send_event() called before workflow started. Call workflow.run() first."
+            )
 
     # -- in a step ---------------------------------------------------------------------------------
 
@@ -194,13 +219,15 @@ class Context(Generic[StateT]):
     ) -> list[EventT] | None:
         """Keep the event; return all expected ones, in their order, when this is the one that was missing.
 
-        Events are kept by the commit of this execution, so a failed attempt leaves none behind. An event beyond
-        what is expected of its type is dropped.
+        Events are kept by the commit of this execution, so a failed attempt leaves none behind. An
+        event beyond what is expected of its type is dropped.
 
         Raises:
             ContextStateError: not in a step.
         """
-        return cast("list[EventT] | None", self._in_step("collect_events").collect(ev, expected, buffer_id))
+        return cast(
+            "list[EventT] | None", self._in_step("collect_events").collect(ev, expected, buffer_id)
+        )
 
     async def wait_for_event(
         self,
@@ -212,7 +239,8 @@ class Context(Generic[StateT]):
     ) -> EventT:
         """Wait for an event without holding a worker: the step runs again from its top when it comes.
 
-        `waiter_event` is published when the wait begins; `requirements` are field values that the event must have.
+        `waiter_event` is published when the wait begins; `requirements` are field values that the
+        event must have.
 
         Raises:
             TimeoutError: nothing came within `timeout` seconds.

@@ -7,7 +7,8 @@ class WorkflowError(Exception):
     """The root of every error that stepfleet raises on purpose."""
 
 
-# -- the author of a workflow acts: raised before anything runs -------------------------------------
+# -- the author of a workflow acts: raised before anything runs
+# -------------------------------------
 
 
 class DefinitionError(WorkflowError):
@@ -30,7 +31,8 @@ class WorkflowStepDoesNotExistError(DefinitionError):
     """A step name was given that the workflow does not have."""
 
 
-# -- the caller of a run acts ------------------------------------------------------------------------
+# -- the caller of a run acts
+# ------------------------------------------------------------------------
 
 
 class RunError(WorkflowError):
@@ -85,7 +87,8 @@ class StaleExecution(RunError):
     """This execution of a step no longer owns its delivery, so its effects are refused."""
 
 
-# -- values that cannot travel -----------------------------------------------------------------------
+# -- values that cannot travel
+# -----------------------------------------------------------------------
 
 
 class EncodeError(WorkflowError, ValueError):
@@ -108,7 +111,8 @@ class UnknownTypeError(DecodeError):
     """A type id on the wire names no class registered here."""
 
 
-# -- the operator acts -------------------------------------------------------------------------------
+# -- the operator acts
+# -------------------------------------------------------------------------------
 
 
 class StoreError(WorkflowError):

@@ -286,7 +286,7 @@ class UnhandledEvent(InternalDispatchEvent):
 
 
 class RetractedEvent(Event):
-    """Tells readers of a public stream that a step ran again and did not repeat some of what it had published."""
+    """Tells readers that a step ran again and did not repeat some of what it had published."""
 
     #: Sequences of the entries that no longer hold.
     sequences: list[int]

@@ -36,25 +36,40 @@ class RunPort(RunFace, Protocol):
     workflow: str
     last_sequence: int
 
-    async def stop_event(self) -> StopEvent: ...
+    async def stop_event(self) -> StopEvent:
+        """Wait for the end and return its event, or raise its error."""
+        ...
 
-    async def result(self) -> Any: ...
+    async def result(self) -> Any:
+        """Wait for the end and return the result."""
+        ...
 
-    def events(self, after: int | None, expose_internal: bool) -> AsyncIterator[Event]: ...
+    def events(self, after: int | None, expose_internal: bool) -> AsyncIterator[Event]:
+        """Give public events."""
+        ...
 
-    async def send(self, event: Event, step: str | None) -> None: ...
+    async def send(self, event: Event, step: str | None) -> None:
+        """Send an event into the run."""
+        ...
 
-    async def cancel(self) -> None: ...
+    async def cancel(self) -> None:
+        """Cancel the run."""
+        ...
 
-    async def status(self) -> RunStatus: ...
+    async def status(self) -> RunStatus:
+        """Return what is recorded."""
+        ...
 
-    def ended_with(self) -> StopEvent | None: ...
+    def ended_with(self) -> StopEvent | None:
+        """Return the event that ended the run, if it was seen here."""
+        ...
 
 
 class WorkflowHandler:
     """Awaits, streams, answers and cancels one run.
 
-    Await it for the result. It may be awaited often, by many tasks, and from any process that attached by run id.
+    Await it for the result. It may be awaited often, by many tasks, and from any process that
+    attached by run id.
     """
 
     def __init__(self, run: RunPort, ctx: Context[Any]) -> None:
@@ -83,8 +98,8 @@ class WorkflowHandler:
 
         Raises:
             Exception: the error of the step that failed, as its own class where that is known here.
-            WorkflowTimeoutError: the run's deadline passed; the message says what it was waiting for.
-            WorkflowCancelledByUser: it was cancelled.
+            WorkflowTimeoutError: the run's deadline passed; the message says what it was waiting
+            for. WorkflowCancelledByUser: it was cancelled.
             RunNotFound: no such run, or its retention has passed.
             ConnectionLost: Redis is away.
         """
@@ -111,12 +126,12 @@ class WorkflowHandler:
     ) -> AsyncIterator[Event]:
         """Give the run's public events in their one order, up to and with the first StopEvent.
 
-        It begins where the last stream of this handler stopped, at the first event for a new handler, or behind
-        `after` (a sequence; 0 for all).
+        It begins where the last stream of this handler stopped, at the first event for a new
+        handler, or behind `after` (a sequence; 0 for all).
 
         Raises:
-            WorkflowRuntimeError: this handler has given the last event already, or gives events to someone else.
-            RunNotFound: no such run.
+            WorkflowRuntimeError: this handler has given the last event already, or gives events to
+            someone else. RunNotFound: no such run.
         """
         if after is None:
             if self._consumed:
@@ -135,7 +150,7 @@ class WorkflowHandler:
             self._streams -= 1
 
     async def send_event(self, event: Event, step: str | None = None) -> None:
-        """Send an event into the run; it is recorded when this returns, and sent once however often it is tried.
+        """Send an event into the run; it is recorded when this returns, and sent once.
 
         Raises:
             WorkflowRuntimeError: no such step, it does not accept the type, or the run has ended.
@@ -157,6 +172,8 @@ class WorkflowHandler:
 
     def __str__(self) -> str:
         ended = self._run.ended_with()
-        return f"WorkflowHandler(workflow={self._run.workflow}, run_id={self.run_id}, result={ended})"
+        return (
+            f"WorkflowHandler(workflow={self._run.workflow}, run_id={self.run_id}, result={ended})"
+        )
 
     __repr__ = __str__

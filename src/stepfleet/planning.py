@@ -34,7 +34,9 @@ def cluster_name(workflow: Workflow | type[Workflow]) -> str:
     return type_name(explicit or cls.__name__)
 
 
-def make_plan(workflow: Workflow | type[Workflow], name: str, *, limits: Limits, open_types: bool) -> Plan:
+def make_plan(
+    workflow: Workflow | type[Workflow], name: str, *, limits: Limits, open_types: bool
+) -> Plan:
     """Return the plan of a workflow under a name.
 
     Raises:
@@ -53,7 +55,11 @@ def make_plan(workflow: Workflow | type[Workflow], name: str, *, limits: Limits,
 def definition_of(plan: Plan, workflow: Workflow) -> Definition:
     """Return what a worker announces of a workflow."""
     graph, options = plan.graph, options_of(workflow)
-    routes = {plan.name_of(cls): plan.accepted_by(cls) for cls in graph.event_types if plan.accepted_by(cls)}
+    routes = {
+        plan.name_of(cls): plan.accepted_by(cls)
+        for cls in graph.event_types
+        if plan.accepted_by(cls)
+    }
     return Definition(
         digest=graph.digest,
         routes=routes,
@@ -73,6 +79,8 @@ def arguments_digest(workflow: Workflow, codec: Codec) -> str:
         return ""
     described: list[Any] = [list(args), dict(sorted(own.items()))]
     try:
-        return hashlib.blake2b(codec.encode_value(described, where="arguments"), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            codec.encode_value(described, where="arguments"), digest_size=8
+        ).hexdigest()
     except EncodeError:
         return "?"

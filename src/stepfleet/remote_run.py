@@ -43,9 +43,13 @@ class Services(Protocol):
     reader: RunReader
     watcher: Watcher
 
-    def ended(self, run_id: str) -> Coroutine[Any, Any, RunRecord]: ...
+    def ended(self, run_id: str) -> Coroutine[Any, Any, RunRecord]:
+        """Wait for the end of a run."""
+        ...
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None: ...
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside the callers."""
+        ...
 
 
 Routing = Callable[[Event, str | None], Coroutine[Any, Any, tuple[str, bytes, Sequence[Route]]]]
@@ -104,12 +108,13 @@ class RemoteRun:
     async def record(self) -> RunRecord:
         """Wait for the end and return the run's record."""
         await self.started()
-        if self._record is None:
+        record = self._record
+        if record is None:
             if self._end is None or (self._end.done() and self._end.exception() is not None):
                 self._end = asyncio.ensure_future(self._services.ended(self.run_id))
                 self._end.add_done_callback(_seen)
-            self._record = await asyncio.shield(self._end)
-        return self._record
+            record = self._record = await asyncio.shield(self._end)
+        return record
 
     async def stop_event(self) -> StopEvent:
         """Wait for the end and return its event, or raise its error."""
@@ -154,7 +159,9 @@ class RemoteRun:
             "HGET", self._services.fleet.keys.run(self.run_id), "reason"
         )
         more = f". {waiting.decode()}" if waiting else ""
-        return WorkflowTimeoutError(f"Operation timed out after {timeout:g} seconds. {active}{more}")
+        return WorkflowTimeoutError(
+            f"Operation timed out after {timeout:g} seconds. {active}{more}"
+        )
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -258,7 +265,11 @@ class RemoteRun:
         parent = f"{self.run_id}/{operation}"
         record = encode_record(Record(parent, type_id, payload))
         words: list[Word] = [
-            Emit(route, ((delivery_id(parent, route.step, "external", 0), record),), also=position > 0)
+            Emit(
+                route,
+                ((delivery_id(parent, route.step, "external", 0), record),),
+                also=position > 0,
+            )
             for position, route in enumerate(routes)
         ]
         answer = await self._commit(operation, words)
@@ -306,7 +317,9 @@ class RemoteRun:
         if answer.word == "unknown-run":
             raise not_found(self.run_id)
         if answer.word != "applied":
-            raise WorkflowRuntimeError(f"run {self.run_id} answers {answer.word} {answer.detail}".rstrip())
+            raise WorkflowRuntimeError(
+                f"run {self.run_id} answers {answer.word} {answer.detail}".rstrip()
+            )
 
     def _port(self) -> RedisPort:
         services = self._services
@@ -331,15 +344,17 @@ class RemoteRun:
 def not_found(run_id: str) -> RunNotFound:
     """Return the error for an id that names no run."""
     return RunNotFound(
-        f"no run {run_id!r} is recorded in this namespace: it was never started here, or its retention has passed"
+        f"no run {run_id!r} is recorded in this namespace: it was never started here, "
+        "or its retention has passed"
     )
-
-
 
 
 def values_to_write(values: Mapping[str, Any], codec: Codec) -> dict[str, bytes]:
     """Return first store values as bytes."""
-    return {name: codec.encode_value(value, where=f"state key {name!r}") for name, value in values.items()}
+    return {
+        name: codec.encode_value(value, where=f"state key {name!r}")
+        for name, value in values.items()
+    }
 
 
 def _moment(ms: int) -> datetime:

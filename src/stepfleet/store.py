@@ -1,11 +1,12 @@
 """The context store: paths, typed state and `edit_state` over a port that reads and writes top-level keys.
 
-Layer: below context. What a write promises (fence, versions, the lock over hosts) is the port's business.
+Layer: below context. What a write promises (fence, versions, the lock over hosts) is the port's
+business.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -49,7 +50,11 @@ class StorePort(Protocol):
         ...
 
     async def write(
-        self, changed: Mapping[str, Any], removed: Sequence[str] = (), *, expected: Mapping[str, int] | None = None
+        self,
+        changed: Mapping[str, Any],
+        removed: Sequence[str] = (),
+        *,
+        expected: Mapping[str, int] | None = None,
     ) -> bool:
         """Write at once; return False when a value has another version than expected (0: none)."""
         ...
@@ -70,8 +75,9 @@ class StorePort(Protocol):
 class StateStore(Generic[StateT]):
     """What steps of a run share. Every write is visible to all hosts when it returns.
 
-    Single writes are atomic for a top-level key, also nested ones: two hosts that set different paths below one
-    key both win. `edit_state` is exclusive over the run. Writes of a step that fails afterwards stay.
+    Single writes are atomic for a top-level key, also nested ones: two hosts that set different
+    paths below one key both win. `edit_state` is exclusive over the run. Writes of a step that
+    fails afterwards stay.
     """
 
     def __init__(self, port: StorePort, state_type: type[StateT] | None = None) -> None:
@@ -115,7 +121,7 @@ class StateStore(Generic[StateT]):
             return
         while True:
             found = (await self._port.read([head])).get(head, Stored(0, _MISSING))
-            current = found.value if found.version else self._field_default(head)
+            current: Any = found.value if found.version else self._field_default(head)
             current = {} if current is _MISSING else self._port.copy(current)
             _put_into(current, rest, value, path)
             if await self._port.write({head: current}, expected={head: found.version}):
@@ -150,12 +156,13 @@ class StateStore(Generic[StateT]):
         await self._port.write({}, list(await self._port.read(None)))
 
     @asynccontextmanager
-    async def edit_state(self) -> AsyncIterator[StateT]:
+    async def edit_state(self) -> AsyncGenerator[StateT]:
         """Give the state for an exclusive edit; its changes are stored at the end, none of them on an error.
 
         Raises:
             RuntimeError: a write to the store inside the block.
-            WorkflowRuntimeError: the lock was lost (its lease ran out while this process was stalled).
+            WorkflowRuntimeError: the lock was lost (its lease ran out while this process was
+            stalled).
         """
         self._refuse_inside_edit()
         async with self._port.edit() as edit:
@@ -171,7 +178,9 @@ class StateStore(Generic[StateT]):
             changed = {
                 name: value
                 for name, value in after.items()
-                if name not in before or name not in original or not self._port.same(original[name], value)
+                if name not in before
+                or name not in original
+                or not self._port.same(original[name], value)
             }
             await edit.save(changed, [name for name in before if name not in after])
 
@@ -192,10 +201,16 @@ class StateStore(Generic[StateT]):
     def _assemble(self, stored: Mapping[str, Stored]) -> BaseModel:
         values = {name: found.value for name, found in stored.items() if found.version}
         missing = [
-            name for name, field in self._type.model_fields.items() if field.is_required() and name not in values
+            name
+            for name, field in self._type.model_fields.items()
+            if field.is_required() and name not in values
         ]
         # A typed state whose fields have no defaults is filled by its first edit.
-        state = self._type.model_construct(**values) if missing else self._type(**_declared_only(self._type, values))
+        state = (
+            self._type.model_construct(**values)
+            if missing
+            else self._type(**_declared_only(self._type, values))
+        )
         for name, value in values.items():
             setattr(state, name, value)
         return state
@@ -234,24 +249,26 @@ def _step_into(value: Any, segment: str) -> Any:
 
 
 def _put_into(value: Any, segments: Sequence[str], new: Any, path: str) -> None:
+    target: Any = value
     for segment in segments[:-1]:
-        inner = _step_into(value, segment)
+        inner: Any = _step_into(target, segment)
         if inner is _MISSING:
             inner = {}
-            _assign(value, segment, inner, path)
-        value = inner
-    _assign(value, segments[-1], new, path)
+            _assign(target, segment, inner, path)
+        target = inner
+    _assign(target, segments[-1], new, path)
 
 
 def _assign(value: Any, segment: str, new: Any, path: str) -> None:
+    target: Any = value
     if isinstance(value, dict):
-        value[segment] = new
+        target[segment] = new
     elif isinstance(value, list):
         try:
-            value[int(segment)] = new
+            target[int(segment)] = new
         except (ValueError, IndexError) as error:
             raise ValueError(f"Path '{path}' has no list index '{segment}'") from error
-    elif isinstance(value, (BaseModel, object)) and hasattr(value, "__dict__"):
+    elif hasattr(value, "__dict__"):
         setattr(value, segment, new)
     else:
         raise ValueError(f"Path '{path}' goes through a {type(value).__name__}, which has no parts")
@@ -269,7 +286,11 @@ class LocalPort:
         return {name: Stored(1, self.values[name]) for name in names}
 
     async def write(
-        self, changed: Mapping[str, Any], removed: Sequence[str] = (), *, expected: Mapping[str, int] | None = None
+        self,
+        changed: Mapping[str, Any],
+        removed: Sequence[str] = (),
+        *,
+        expected: Mapping[str, int] | None = None,
     ) -> bool:
         """Write; nobody else can have written."""
         self.values.update(changed)
@@ -278,7 +299,7 @@ class LocalPort:
         return True
 
     @asynccontextmanager
-    async def edit(self) -> AsyncIterator[Edit]:
+    async def edit(self) -> AsyncGenerator[Edit]:
         """Give an edit: there is no other writer."""
         yield _LocalEdit(self)
 
@@ -302,6 +323,6 @@ class _LocalEdit:
 def lost_lock() -> WorkflowRuntimeError:
     """Return the error for an edit whose lock ran out."""
     return WorkflowRuntimeError(
-        "edit_state lost its lock, so nothing of the edit was stored: this process was stalled for longer than the "
-        "lease, or the delivery went to another worker"
+        "edit_state lost its lock, so nothing of the edit was stored: this process was stalled "
+        "for longer than the lease, or the delivery went to another worker"
     )

@@ -1,12 +1,13 @@
 """What travels: deliveries, public entries, timers and waiters as versioned msgpack. Layer: wire, pure.
 
-Events are encoded by `codec`; here they are bytes with a type id, so that any worker can move them without
-their classes. Every record begins with its version; golden files in `tests/golden/wire` pin the bytes.
+Events are encoded by `codec`; here they are bytes with a type id, so that any worker can move them
+without their classes. Every record begins with its version; golden files in `tests/golden/wire`
+pin the bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
@@ -32,16 +33,9 @@ def decode_record(data: bytes) -> Record:
         DecodeError: the bytes are no record, or one of a newer version.
     """
     fields = _unpack(data, "delivery", len(Record._fields))
-    record = Record(*fields)
-    if not (
-        isinstance(record.parent, str)
-        and isinstance(record.type_id, str)
-        and isinstance(record.payload, bytes)
-        and isinstance(record.attempt, int)
-        and isinstance(record.first_ms, int)
-    ):
+    if [type(field) for field in fields[:5]] != [str, str, bytes, int, int]:
         raise DecodeError("a delivery has fields of wrong types", data)
-    return record
+    return Record(*fields)
 
 
 class PublicEntry(NamedTuple):
@@ -184,18 +178,19 @@ def decode_buffered(data: bytes) -> BufferedEvent:
 
 
 def _route(fields: Any, data: bytes) -> Route:
-    if not isinstance(fields, list) or len(fields) != len(Route._fields):
+    known = cast("list[Any]", fields) if isinstance(fields, list) else []
+    if len(known) != len(Route._fields):
         raise DecodeError("a route has other fields than this version knows", data)
-    *scalars, types = fields
-    return Route(*scalars, tuple(types))
+    return Route._make([*known[:-1], tuple(known[-1])])
 
 
 def _unpack(data: bytes, what: str, length: int | None) -> list[Any]:
     try:
-        fields = msgpack.unpackb(data, strict_map_key=False)
+        unpacked = msgpack.unpackb(data, strict_map_key=False)
     except Exception as error:
         raise DecodeError(f"a {what} is not readable: {error}", data) from error
-    if not isinstance(fields, list) or not fields or not isinstance(fields[0], int):
+    fields = cast("list[Any]", unpacked) if isinstance(unpacked, list) else []
+    if not fields or not isinstance(fields[0], int):
         raise DecodeError(f"a {what} is not a versioned record", data)
     version, *rest = fields
     if version > VERSION:

@@ -1,7 +1,8 @@
 """`workflow-worker`: arguments -> settings -> wiring -> documented exit code. The composition root of a worker.
 
-Exit codes: 0 drained or burst done; 1 crashed; 2 usage; 3 a setting, target or workflow is wrong; 69 Redis cannot be
-reached; 75 the drain limit passed and deliveries were handed back; 130/143 forced by a second SIGINT/SIGTERM.
+Exit codes: 0 drained or burst done; 1 crashed; 2 usage; 3 a setting, target or workflow is wrong;
+69 Redis cannot be reached; 75 the drain limit passed and deliveries were handed back; 130/143
+forced by a second SIGINT/SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from stepfleet.embedded.server import embedded_server
 from stepfleet.errors import ConnectionLost, DefinitionError, StoreError
 from stepfleet.instrumentation import configure_logging
 from stepfleet.planning import make_plan
-from stepfleet.settings import Settings, mask_url
+from stepfleet.settings import Settings
 from stepfleet.worker.worker import Worker, WorkerOptions
 
 logger = logging.getLogger("stepfleet.worker")
@@ -36,38 +35,50 @@ OK, CRASHED, USAGE, CONFIG, UNAVAILABLE, HANDED_BACK = 0, 1, 2, 3, 69, 75
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option("--redis-url", help="Redis server; else STEPFLEET_REDIS_URL, REDIS_URL, pyproject.toml.")
+@click.option(
+    "--redis-url", help="Redis server; else STEPFLEET_REDIS_URL, REDIS_URL, pyproject.toml."
+)
 @click.option("--namespace", help="The fleet on that server.")
 @click.option("--concurrency", type=int, help="Steps that run at once in this process. [100]")
 @click.option("--threads", type=int, help="Threads for steps that are not async. [16]")
 @click.option("--steps", help="Run only these steps: a,b")
 @click.option("--exclude-steps", help="Run all steps but these: c,d")
-@click.option("--lease", help="Silence after which others take this worker's deliveries: 15, 15s, 500ms. [15s]")
+@click.option(
+    "--lease",
+    help="Silence after which others take this worker's deliveries: 15, 15s, 500ms. [15s]",
+)
 @click.option("--drain-timeout", help="How long steps may finish after SIGTERM. [30s]")
-@click.option("--embedded", is_flag=True, help="Start or share a Redis server of this folder (.stepfleet/).")
+@click.option(
+    "--embedded", is_flag=True, help="Start or share a Redis server of this folder (.stepfleet/)."
+)
 @click.option("--burst", is_flag=True, help="Work until nothing is left, then exit.")
 @click.option("--check", is_flag=True, help="Check targets, settings and Redis, then exit.")
-@click.option("--health-file", type=click.Path(path_type=Path), help="Touched while the worker is healthy.")
+@click.option(
+    "--health-file", type=click.Path(path_type=Path), help="Touched while the worker is healthy."
+)
 @click.option("--log-format", type=click.Choice(["auto", "console", "json"]))
 @click.option("--log-level", help="debug, info, warning, error")
 @click.version_option(__version__, prog_name="workflow-worker")
 def command(targets: tuple[str, ...], **given: Any) -> int:
     """Run the steps of workflows. TARGET is module:object: a Workflow class, an instance, a {name: Workflow}
-    mapping, or a function without arguments that returns one of these."""
+    mapping, or a function without arguments that returns one of these.
+    """
     try:
         settings = _settings(given)
         configure_logging(settings.log_format, settings.log_level)
         workflows = load_targets(targets or settings.workflows)
         if not workflows:
             raise click.UsageError(
-                "no TARGET: give module:object, or [tool.stepfleet] workflows = {name = \"module:object\"} in pyproject.toml"
+                'no TARGET: give module:object, or [tool.stepfleet] workflows = {name = "module:object"} in pyproject.toml'
             )
         for workflow in workflows.values():
             workflow.validate()
         if given["embedded"]:
             with embedded_server(Path.cwd()) as url:
                 return asyncio.run(_serve(url, settings, workflows, given))
-        return asyncio.run(_serve(resolve_url(given["redis_url"], settings), settings, workflows, given))
+        return asyncio.run(
+            _serve(resolve_url(given["redis_url"], settings), settings, workflows, given)
+        )
     except DefinitionError as error:
         click.echo(f"workflow-worker: {error}", err=True)
         return CONFIG
@@ -95,15 +106,29 @@ def _exit_code() -> int:
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    names = ("namespace", "concurrency", "threads", "lease", "drain_timeout", "log_format", "log_level")
+    names = (
+        "namespace",
+        "concurrency",
+        "threads",
+        "lease",
+        "drain_timeout",
+        "log_format",
+        "log_level",
+    )
     return Settings(**{name: given[name] for name in names})
 
 
 def _names(listed: str | None) -> frozenset[str] | None:
-    return None if listed is None else frozenset(name.strip() for name in listed.split(",") if name.strip())
+    return (
+        None
+        if listed is None
+        else frozenset(name.strip() for name in listed.split(",") if name.strip())
+    )
 
 
-async def _serve(url: str, settings: Settings, workflows: dict[str, Any], given: dict[str, Any]) -> int:
+async def _serve(
+    url: str, settings: Settings, workflows: dict[str, Any], given: dict[str, Any]
+) -> int:
     fleet = fleet_of(url, settings)
     client = Client(fleet, patience=None)
     served = {

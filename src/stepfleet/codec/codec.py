@@ -42,7 +42,12 @@ class Codec:
 
         Raises: EncodeError, TooLargeError: as `encode_event`.
         """
-        return self._encode(dict(fields), where, lambda encoder: [encoder.lower(dict(fields), 0), None, None], depth=0)
+        return self._encode(
+            dict(fields),
+            where,
+            lambda encoder: [encoder.lower(dict(fields), 0), None, None],
+            depth=0,
+        )
 
     def encode_event(self, event: Event) -> tuple[str, bytes]:
         """Returns an event's type id and its content.

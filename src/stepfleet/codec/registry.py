@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hin
 
 from pydantic import BaseModel
 
-from stepfleet import errors, events
+import stepfleet.errors
+import stepfleet.events
 from stepfleet.codec.generic import GENERIC_TYPES
 from stepfleet.codec.plans import Plan, is_registrable, make_plan
 from stepfleet.errors import DefinitionError, EncodeError
@@ -22,7 +23,10 @@ from stepfleet.errors import DefinitionError, EncodeError
 _BUILTINS: Final[Mapping[str, Plan]] = types.MappingProxyType(
     {
         cls.__name__: make_plan(cls, cls.__name__)
-        for module, roots in ((events, (events.DictLikeModel, Enum)), (errors, Exception))
+        for module, roots in (
+            (stepfleet.events, (stepfleet.events.DictLikeModel, Enum)),
+            (stepfleet.errors, Exception),
+        )
         for cls in vars(module).values()
         if isinstance(cls, type) and issubclass(cls, roots) and cls.__module__ == module.__name__
     }

@@ -1,7 +1,8 @@
 """What a decision asks Redis to do: a fence, expectations and words. Layer: core, pure.
 
-A `Commit` is a plain value: it can be printed, compared and stored. `core.decide` makes those of deliveries and
-`client` those of callers; `commit.lua` is the only reader. The names are those of the script.
+A `Commit` is a plain value: it can be printed, compared and stored. `core.decide` makes those of
+deliveries and `client` those of callers; `commit.lua` is the only reader. The names are those of
+the script.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Route(NamedTuple):
     limit: int = 0
     #: Deliveries of the step in streams over all runs; 0: no limit.
     ceiling: int = 0
-    #: Every type that the step accepts: what is held for it may belong to the stream of any of them.
+    #: Every type that the step accepts: what is held for it may belong to the stream of any of
+    #: them.
     types: tuple[str, ...] = ()
 
     @property
@@ -29,7 +31,8 @@ class Route(NamedTuple):
         return f"{self.type}:{self.step}" if self.step else self.type
 
 
-# -- fences: the proof that a commit may act ---------------------------------------------------------
+# -- fences: the proof that a commit may act
+# ---------------------------------------------------------
 
 
 class EntryFence(NamedTuple):
@@ -82,11 +85,19 @@ class NewRunFence(NamedTuple):
 
 
 Fence = (
-    EntryFence | StrayFence | EffectFence | TimerFence | OverdueFence | OperationFence | ControlFence | NewRunFence
+    EntryFence
+    | StrayFence
+    | EffectFence
+    | TimerFence
+    | OverdueFence
+    | OperationFence
+    | ControlFence
+    | NewRunFence
 )
 
 
-# -- expectations: what others can move --------------------------------------------------------------
+# -- expectations: what others can move
+# --------------------------------------------------------------
 
 
 class Has(NamedTuple):
@@ -155,14 +166,16 @@ class Unapplied(NamedTuple):
 Expectation = Has | Is | Version | Quota | Staged | Stored | Free | Locked | Unapplied
 
 
-# -- words: what is written --------------------------------------------------------------------------
+# -- words: what is written
+# --------------------------------------------------------------------------
 
 
 class Emit(NamedTuple):
     """Adds deliveries to a step's stream, or to its hold list while no slot is free.
 
-    With `guard` each delivery is added once for the delivery that sends it. `awaitable` events go to the waiters
-    first when somebody waits for their type; `also` repeats one event for a further stream.
+    With `guard` each delivery is added once for the delivery that sends it. `awaitable` events go
+    to the waiters first when somebody waits for their type; `also` repeats one event for a further
+    stream.
     """
 
     route: Route
@@ -327,7 +340,7 @@ class DeadLetter(NamedTuple):
 
 
 class End(NamedTuple):
-    """Ends the run: status, terminal public entry, more fields of its record, its removal from the live ones."""
+    """Ends the run: status, terminal public entry, more fields of its record."""
 
     status: str
     entry: bytes
@@ -375,9 +388,9 @@ class Commit(NamedTuple):
 class Answer(NamedTuple):
     """What Redis answered to a commit.
 
-    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, broken, refused. A conflict on a
-    buffer names it with its version and length; `missing` is what a buffer lacks after an append; `detail` is
-    the text of a refusal.
+    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, broken, refused.
+    A conflict on a buffer names it with its version and length; `missing` is what a buffer lacks
+    after an append; `detail` is the text of a refusal.
     """
 
     word: str

@@ -1,9 +1,12 @@
 """Delivery + outcome -> commit: the rules of a workflow, without I/O and without a clock. Layer: core, pure.
 
 The rules:
-- A returned StopEvent ends the run. Any other event goes to every step that accepts its type; one that nobody
-  accepts goes to the system stream, where a waiter may want it. InputRequiredEvents are published as well.
-- A failed step runs again after its policy's delay, as the next attempt; without one, or when it gives up,
+- A returned StopEvent ends the run. Any other event goes to every step that accepts its type; one
+that nobody
+  accepts goes to the system stream, where a waiter may want it. InputRequiredEvents are published
+  as well.
+- A failed step runs again after its policy's delay, as the next attempt; without one, or when it
+gives up,
   the run fails.
 - A suspended step becomes a waiter and gives its slot back.
 - A delivery whose workers died too often ends the run and goes to the dead letters.
@@ -59,9 +62,19 @@ from stepfleet.core.plan import Plan
 from stepfleet.errors import DeadLettered
 from stepfleet.events import InputRequiredEvent, StopEvent, WorkflowFailedEvent
 from stepfleet.retry_policy import next_delay
-from stepfleet.wire import Expiry, Promotion, PublicEntry, Waiter, encode_public, encode_record, encode_timer, encode_waiter
+from stepfleet.wire import (
+    Expiry,
+    Promotion,
+    PublicEntry,
+    Waiter,
+    encode_public,
+    encode_record,
+    encode_timer,
+    encode_waiter,
+)
 
-#: An entry that this code cannot decode waits this long for other code, this often; then it is a dead letter.
+#: An entry that this code cannot decode waits this long for other code, this often; then it is a
+#: dead letter.
 UNREADABLE_DELAY_MS: Final = 5_000
 UNREADABLE_TRIES: Final = 12
 
@@ -92,7 +105,8 @@ def effects_commit(delivery: Delivery, effects: Iterable[Effect], *, age_ms: int
     return [*_armed(delivery, age_ms), *_effects(effects, guard=delivery.id)]
 
 
-# -- the outcomes ------------------------------------------------------------------------------------
+# -- the outcomes
+# ------------------------------------------------------------------------------------
 
 
 def _returned(delivery: Delivery, outcome: Returned, plan: Plan) -> Commit:
@@ -122,7 +136,7 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
                 error=error,
                 seed=_seed(delivery),
             )
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - a policy is user code: its error ends the run
             failure.__cause__ = error
             error = failure
     if delay is None:
@@ -164,10 +178,15 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
     )
     words.append(Wait(delivery.id, name, encode_waiter(waiter)))
     if outcome.timeout is not None:
-        words.append(SetTimer(timer, int(outcome.timeout * 1000), encode_timer(Expiry(delivery.id))))
+        words.append(
+            SetTimer(timer, int(outcome.timeout * 1000), encode_timer(Expiry(delivery.id)))
+        )
     words.append(Note(delivery.id, f"waiting {name} {delivery.route.label}"))
-    # An answer that came in meanwhile went to the inbox: then the step looks there before it suspends.
-    return Commit(delivery.run_id, _fence(delivery), words, [*expects, Is("inbox", outcome.inbox_seen)])
+    # An answer that came in meanwhile went to the inbox: then the step looks there before it
+    # suspends.
+    return Commit(
+        delivery.run_id, _fence(delivery), words, [*expects, Is("inbox", outcome.inbox_seen)]
+    )
 
 
 def _unreadable(delivery: Delivery, outcome: Unreadable, plan: Plan) -> Commit:
@@ -191,7 +210,14 @@ def _dead(delivery: Delivery, plan: Plan, error: DeadLettered) -> Commit:
     )
     letter = DeadLetter(
         (
-            *("run", delivery.run_id, "workflow", delivery.route.workflow, "label", delivery.route.label),
+            *(
+                "run",
+                delivery.run_id,
+                "workflow",
+                delivery.route.workflow,
+                "label",
+                delivery.route.label,
+            ),
             *("delivery", delivery.id, "deliveries", delivery.deliveries, "reason", str(error)),
             *("record", encode_record(delivery.record)),
         )
@@ -200,7 +226,8 @@ def _dead(delivery: Delivery, plan: Plan, error: DeadLettered) -> Commit:
     return Commit(delivery.run_id, _fence(delivery), [letter, end])
 
 
-# -- their parts -------------------------------------------------------------------------------------
+# -- their parts
+# -------------------------------------------------------------------------------------
 
 
 def _fence(delivery: Delivery) -> EntryFence:
@@ -219,7 +246,12 @@ def _traces(delivery: Delivery, traces: Traces, *, settles: bool = True) -> list
     words += _effects(traces.effects, guard)
     if settles and traces.repeated:
         marker = encode_public(
-            PublicEntry("mark", step=delivery.route.step, delivery=delivery.id, attempt=delivery.record.attempt)
+            PublicEntry(
+                "mark",
+                step=delivery.route.step,
+                delivery=delivery.id,
+                attempt=delivery.record.attempt,
+            )
         )
         words.append(Mark(marker, delivery.id, traces.published))
     if settles and traces.guarded:
@@ -233,8 +265,11 @@ def _effects(effects: Iterable[Effect], guard: str) -> list[Word]:
     words: list[Word] = []
     for single, group in groupby(effects, key=_only_route):
         if single is not None:
-            # Runs of sends to one stream become one word: a fan-out of 1,000 is one slot count, not 1,000.
-            sends = tuple((send.routes[0][1], send.record) for send in group if isinstance(send, Send))
+            # Runs of sends to one stream become one word: a fan-out of 1,000 is one slot count,
+            # not 1,000.
+            sends = tuple(
+                (send.routes[0][1], send.record) for send in group if isinstance(send, Send)
+            )
             words.append(Emit(single, sends, guard))
             continue
         for effect in group:
@@ -264,7 +299,13 @@ def _emitted(event: Encoded, delivery: Delivery, traces: Traces, plan: Plan) -> 
     if not routes and not issubclass(event.event_type, InputRequiredEvent):
         routes = (plan.system,)
     record = encode_record(
-        Record(delivery.id, event.type_id, event.payload, lineage=delivery.record.lineage, headers=delivery.record.headers)
+        Record(
+            delivery.id,
+            event.type_id,
+            event.payload,
+            lineage=delivery.record.lineage,
+            headers=delivery.record.headers,
+        )
     )
     named = [(route, delivery_id(delivery.id, route.step, "return", 0)) for route in routes]
     return [*words, *_to_all(named, record)]
@@ -319,9 +360,19 @@ def _terminal(event: Encoded, delivery: Delivery, traces: Traces) -> bytes:
 
 
 def _failure(
-    delivery: Delivery, plan: Plan, event: WorkflowFailedEvent, error: BaseException, *, parks: bool = False
+    delivery: Delivery,
+    plan: Plan,
+    event: WorkflowFailedEvent,
+    error: BaseException,
+    *,
+    parks: bool = False,
 ) -> End:
     type_id, payload = plan.codec.encode_event(event)
     encoded = Encoded(WorkflowFailedEvent, type_id, payload)
     entry = _terminal(encoded, delivery, Traces())
-    return End("failed", entry, ("error", plan.codec.encode_error(error), "step", delivery.route.step), parks=parks)
+    return End(
+        "failed",
+        entry,
+        ("error", plan.codec.encode_error(error), "step", delivery.route.step),
+        parks=parks,
+    )

@@ -40,7 +40,8 @@ class Delivery(NamedTuple):
     route: Route
     entry: str
     record: Record
-    #: How often Redis delivered it to a consumer that could start it: 1 + how often its worker was lost.
+    #: How often Redis delivered it to a consumer that could start it: 1 + how often its worker was
+    #: lost.
     deliveries: int = 1
     #: No execution of this delivery can have begun before.
     fresh: bool = True
@@ -55,8 +56,8 @@ def delivery_id(parent: str, step: str, kind: str, index: str | int) -> str:
     """Return the id of what `parent` emits to `step`: the same whenever the same attempt runs again.
 
     Args:
-        parent: id of the emitting delivery, or the run id, or run id and operation id of a client's send.
-        kind: how it is emitted (`return`, `send`, `start`, ...).
+        parent: id of the emitting delivery, or the run id, or run id and operation id of a
+        client's send. kind: how it is emitted (`return`, `send`, `start`, ...).
         index: position, or content digest and occurrence.
     """
     text = f"{parent}\0{step}\0{kind}\0{index}".encode()

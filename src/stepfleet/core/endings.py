@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stepfleet.codec import Codec
-from stepfleet.core.commit import Commit, ControlFence, Emit, End, Fence, NewRunFence, OverdueFence, Route, Write
+from stepfleet.core.commit import (
+    Commit,
+    ControlFence,
+    Emit,
+    End,
+    Fence,
+    NewRunFence,
+    OverdueFence,
+    Route,
+    Write,
+)
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.events import StopEvent, WorkflowCancelledEvent, WorkflowTimedOutEvent
 from stepfleet.wire import PublicEntry, encode_public, encode_record
@@ -29,7 +39,8 @@ def start(
         # The budget; the first execution of the run turns it into a deadline.
         fields += ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
     emits = [
-        Emit(route, ((delivery_id(run_id, route.step, "start", 0), record),), awaitable=False) for route in routes
+        Emit(route, ((delivery_id(run_id, route.step, "start", 0), record),), awaitable=False)
+        for route in routes
     ]
     writes = [Write(name, value) for name, value in values.items()]
     return Commit(run_id, NewRunFence(digest, fields), [*writes, *emits])
@@ -40,7 +51,9 @@ def cancelled(run_id: str, codec: Codec) -> Commit:
     return _ended(run_id, ControlFence(), "cancelled", WorkflowCancelledEvent(), codec, parks=True)
 
 
-def timed_out(run_id: str, timeout: float, active_steps: Sequence[str], waiting: str, codec: Codec) -> Commit:
+def timed_out(
+    run_id: str, timeout: float, active_steps: Sequence[str], waiting: str, codec: Codec
+) -> Commit:
     """Return the commit that ends a run whose deadline passed; `waiting` says what it was waiting for."""
     event = WorkflowTimedOutEvent(timeout=timeout, active_steps=list(active_steps))
     return _ended(run_id, OverdueFence(), "timed_out", event, codec, fields=("reason", waiting))
@@ -48,7 +61,9 @@ def timed_out(run_id: str, timeout: float, active_steps: Sequence[str], waiting:
 
 def failed(run_id: str, step: str, event: StopEvent, error: bytes, codec: Codec) -> Commit:
     """Return the commit that ends a live run in an error that no step raised."""
-    return _ended(run_id, ControlFence(), "failed", event, codec, fields=("error", error, "step", step))
+    return _ended(
+        run_id, ControlFence(), "failed", event, codec, fields=("error", error, "step", step)
+    )
 
 
 def _ended(
@@ -79,5 +94,7 @@ def what_it_waits_for(pending: Mapping[str, str], held: Mapping[str, int]) -> tu
             reasons.append(f"step {step} waits for an event of type {rest[0]}")
         elif kind == "timer":
             reasons.append(f"step {step} waits for its {rest[0]}")
-    reasons += [f"{count} events wait for a slot of step {step}" for step, count in sorted(held.items())]
+    reasons += [
+        f"{count} events wait for a slot of step {step}" for step, count in sorted(held.items())
+    ]
     return sorted(set(active)), "; ".join(sorted(reasons))

@@ -1,8 +1,9 @@
 """`memory://`: producer and worker in the caller's event loop, over fakeredis with the same scripts.
 
-Each workflow instance has its own streams and its own worker, which lives while the instance has live runs (and a
-moment longer) and takes its streams with it. fakeredis answers a blocking XREADGROUP at once with nothing, so a
-blocking read here waits for the next write in this process instead.
+Each workflow instance has its own streams and its own worker, which lives while the instance has
+live runs (and a moment longer) and takes its streams with it. fakeredis answers a blocking
+XREADGROUP at once with nothing, so a blocking read here waits for the next write in this process
+instead.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from stepfleet.codec import Limits
 from stepfleet.context import Context
 from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
-from stepfleet.planning import cluster_name, make_plan
+from stepfleet.planning import cluster_name
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import BLOCK, Arg, Link
+from stepfleet.storage.run_store import Bounds
 from stepfleet.worker.worker import Worker, WorkerOptions
 from stepfleet.workflow import Workflow
 
@@ -82,7 +84,9 @@ class MemoryLink(Link):
             self._writes_bell.ring()
         return reply
 
-    async def read(self, before: Sequence[Arg], after: Sequence[Arg], *, block: float = BLOCK) -> Any:
+    async def read(
+        self, before: Sequence[Arg], after: Sequence[Arg], *, block: float = BLOCK
+    ) -> Any:
         """Read without blocking; when nothing is there, wait for a write and read again."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + block
@@ -104,14 +108,17 @@ _WRITES: Final = frozenset({"EVALSHA", "XADD"})
 
 
 def _connection(server: FakeServer) -> AbstractConnection:
-    # With a socket time-out redis-py sends through asyncio.wait_for, which may swallow a cancellation on Python 3.11.
-    return FakeAsyncRedisConnection(server=server, protocol=2, decode_responses=False, socket_timeout=None)
+    # With a socket time-out redis-py sends through asyncio.wait_for, which may swallow a
+    # cancellation on Python 3.11.
+    return FakeAsyncRedisConnection(
+        server=server, protocol=2, decode_responses=False, socket_timeout=None
+    )
 
 
-def memory_fleet(namespace: str = "memory", *, server: FakeServer | None = None, limits: Limits | None = None) -> Fleet:
+def memory_fleet(
+    namespace: str = "memory", *, server: FakeServer | None = None, limits: Limits | None = None
+) -> Fleet:
     """Return a fleet that lives in this process and event loop."""
-    from stepfleet.storage.run_store import Bounds
-
     server = server or FakeServer(version=(7,))
     bell = Bell()
     return Fleet(
@@ -145,7 +152,12 @@ class MemoryRuntime:
         self._live: set[str] = set()
 
     def submit(
-        self, workflow: Workflow, start_event: StartEvent, *, run_id: str | None, ctx: Context[Any] | None
+        self,
+        workflow: Workflow,
+        start_event: StartEvent,
+        *,
+        run_id: str | None,
+        ctx: Context[Any] | None,
     ) -> WorkflowHandler:
         """Start a run; the instance's worker starts with its first one.
 
@@ -156,7 +168,9 @@ class MemoryRuntime:
         if identity in self._live:
             raise RuntimeError(f"Workflow run with run_id '{identity}' already exists.")
         serving = self._served(workflow)
-        handler = self._client.submit(workflow, start_event, run_id=identity, ctx=ctx, name=serving.name)
+        handler = self._client.submit(
+            workflow, start_event, run_id=identity, ctx=ctx, name=serving.name
+        )
         self._live.add(identity)
         serving.runs += 1
         self._client.connection().spawn(self._watch(handler, identity, workflow, serving))
@@ -166,30 +180,44 @@ class MemoryRuntime:
         serving = self._serving.get(id(workflow))
         if serving is None:
             name = f"{cluster_name(workflow)}.{next(self._numbers)}"
-            plan = make_plan(workflow, name, limits=self._fleet.limits, open_types=True)
+            # One plan for both: an event class that one side meets is known to the other.
+            plan = self._client.connection().plan(workflow, name)
             worker = Worker(
                 self._fleet,
                 {name: (plan, workflow)},
                 options=WorkerOptions(concurrency=1000, drain_timeout=timedelta(0)),
                 runtime=self,
             )
-            task = asyncio.get_running_loop().create_task(worker.run(), name=f"stepfleet-memory-{name}")
+            task = asyncio.get_running_loop().create_task(
+                worker.run(), name=f"stepfleet-memory-{name}"
+            )
             serving = self._serving[id(workflow)] = _Serving(name, worker, task)
         return serving
 
-    async def _watch(self, handler: WorkflowHandler, run_id: str, workflow: Workflow, serving: _Serving) -> None:
+    async def _watch(
+        self, handler: WorkflowHandler, run_id: str, workflow: Workflow, serving: _Serving
+    ) -> None:
         try:
             await handler.stop_event_result()
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except Exception:  # noqa: BLE001 - whoever awaits the handler gets it
+            logger.debug("a run did not end well: run_id=%s", run_id)
         self._live.discard(run_id)
         serving.runs -= 1
         if serving.runs == 0 and self._serving.get(id(workflow)) is serving:
             del self._serving[id(workflow)]
+            await serving.worker.tidy()
             serving.worker.stop()
             await asyncio.wait([serving.task])
             await self._remove(serving)
+
+    async def close(self) -> None:
+        """Stop every worker; runs that go on are lost."""
+        serving, self._serving = list(self._serving.values()), {}
+        for one in serving:
+            one.worker.stop()
+        for one in serving:
+            await one.task
+        await self._client.close()
 
     async def _remove(self, serving: _Serving) -> None:
         """Take the streams of an instance away: nobody can send to it any more."""
@@ -199,7 +227,9 @@ class MemoryRuntime:
         await connected.reader.link.call("DEL", keys.workflow(serving.name), *names)
 
 
-_runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryRuntime] = weakref.WeakKeyDictionary()
+_runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryRuntime] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def memory_runtime() -> MemoryRuntime:

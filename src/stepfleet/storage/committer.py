@@ -1,8 +1,8 @@
 """Group commit: what becomes ready while a call is in flight goes together in the next. Layer: storage.
 
-No delay is added when idle. A batch is capped by weight, so that Redis is blocked for less than 3 ms, and
-answered in order; after a lost reply the same batch is sent again until it is answered, because only an
-answer tells whether it was applied.
+No delay is added when idle. A batch is capped by weight, so that Redis is blocked for less than 3
+ms, and answered in order; after a lost reply the same batch is sent again until it is answered,
+because only an answer tells whether it was applied.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ logger = logging.getLogger("stepfleet.committer")
 WEIGHT: Final = 64
 #: Bytes of emitted records in one call.
 BYTES: Final = 1_000_000
-#: Deliveries that one commit emits by itself; more are staged, or sent ahead, in parts of this size.
+#: Deliveries that one commit emits by itself; more are staged, or sent ahead, in parts of this
+#: size.
 WIDE: Final = 500
 #: Seconds between tries while Redis is away: from, to.
 BACK_OFF: Final = (0.05, 2.0)
@@ -47,14 +48,17 @@ Done = Callable[[Answer | StoreError], None]
 class Committer:
     """Sends commits in the order in which they came.
 
-    With `patience` (seconds) a caller waits at most that long for a Redis that does not answer or refuses, and then
-    gets the error; without it, commits are kept and sent again until they are answered.
+    With `patience` (seconds) a caller waits at most that long for a Redis that does not answer or
+    refuses, and then gets the error; without it, commits are kept and sent again until they are
+    answered.
     """
 
-    def __init__(self, store: RunStore, *, patience: float | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self, store: RunStore, *, patience: float | None = None, seed: int | None = None
+    ) -> None:
         self._store = store
         self._patience = patience
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # noqa: S311 - spreads tries, keeps no secret
         self._queue: deque[tuple[Commit, Done, int, int]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -116,13 +120,14 @@ class Committer:
 
     async def _send(self, batch: list[tuple[Commit, Done, int, int]]) -> None:
         answers = await self._answered([item[0] for item in batch])
-        refused = [
-            item for item, answer in zip(batch, answers, strict=True) if _is_refused(answer)
-        ]
+        refused = [item for item, answer in zip(batch, answers, strict=True) if _is_refused(answer)]
         if refused and self._patience is None:
-            # They go first again: a delivery's effects stay in order, and before its settling commit.
+            # They go first again: a delivery's effects stay in order, and before its settling
+            # commit.
             self._queue.extendleft(reversed(refused))
-            logger.warning("redis refuses to write: commits=%d reason=%s", len(refused), _reason(answers))
+            logger.warning(
+                "redis refuses to write: commits=%d reason=%s", len(refused), _reason(answers)
+            )
             await asyncio.sleep(self._random.uniform(*BACK_OFF))
         for (_, done, _, _), answer in zip(batch, answers, strict=True):
             if not _is_refused(answer):
@@ -139,7 +144,11 @@ class Committer:
                 if self._patience is not None and waited >= self._patience:
                     return [error for _ in commits]
                 if waited == 0:
-                    logger.warning("redis does not answer, commits are kept: commits=%d error=%s", len(commits), error)
+                    logger.warning(
+                        "redis does not answer, commits are kept: commits=%d error=%s",
+                        len(commits),
+                        error,
+                    )
             except StoreRefused as error:
                 return [error for _ in commits]
             pause = self._random.uniform(delay / 2, delay)
@@ -202,14 +211,25 @@ def _parts(commit: Commit) -> list[Commit]:
             staged.add(word.route.step)
             for number, chunk in enumerate(chunks):
                 parts.append(
-                    Commit(commit.run_id, effect, [Stage(fence.delivery, word.route, number == 0, chunk)])
+                    Commit(
+                        commit.run_id,
+                        effect,
+                        [Stage(fence.delivery, word.route, number == 0, chunk)],
+                    )
                 )
             expects.append(Staged(fence.delivery, word.route, len(word.deliveries)))
             words.append(Unstage(fence.delivery, word.route, len(word.deliveries)))
         else:
-            # What stood before goes first; the parts carry their guard, so a repetition adds nothing.
-            parts += [Commit(commit.run_id, effect, [*words, word._replace(deliveries=chunk)]) for chunk in chunks[:1]]
-            parts += [Commit(commit.run_id, effect, [word._replace(deliveries=chunk)]) for chunk in chunks[1:]]
+            # What stood before goes first; the parts carry their guard, so a repetition adds
+            # nothing.
+            parts += [
+                Commit(commit.run_id, effect, [*words, word._replace(deliveries=chunk)])
+                for chunk in chunks[:1]
+            ]
+            parts += [
+                Commit(commit.run_id, effect, [word._replace(deliveries=chunk)])
+                for chunk in chunks[1:]
+            ]
             words = []
     return [*parts, commit._replace(words=words, expects=expects)]
 

@@ -1,4 +1,4 @@
-"""Reads a consumer's deliveries: new ones, reclaimed ones, handed-back ones, and those it never saw. Layer: storage."""
+"""Reads a consumer's deliveries: new, reclaimed, handed back, and those it never saw. Layer: storage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ Arrival = Delivery | Alarm | Unreadable
 class Consumer:
     """Reads the streams of one worker in its name."""
 
-    def __init__(self, reading: Link, calls: Link, keys: Keys, routes: Sequence[Route], *, consumer: str) -> None:
+    def __init__(
+        self, reading: Link, calls: Link, keys: Keys, routes: Sequence[Route], *, consumer: str
+    ) -> None:
         self._reading = reading
         self._calls = calls
         self._keys = keys
@@ -80,7 +82,9 @@ class Consumer:
     async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[Arrival]:
         before = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count)
         after = ("STREAMS", *streams, *[">"] * len(streams))
-        reply = await (self._reading.read(before, after) if block else self._reading.call(*before, *after))
+        reply = await (
+            self._reading.read(before, after) if block else self._reading.call(*before, *after)
+        )
         found: list[Arrival] = []
         for name, entries in reply or ():
             route = self._routes[name.decode()]
@@ -88,7 +92,9 @@ class Consumer:
                 found.append(_arrival(route, entry.decode(), fields, 1, fresh=True))
         return found
 
-    async def reclaim(self, leases: str, *, most: int, suspects: int, may_bury: bool, lease_ms: int) -> list[Arrival]:
+    async def reclaim(
+        self, leases: str, *, most: int, suspects: int, may_bury: bool, lease_ms: int
+    ) -> list[Arrival]:
         """Take over handed-back deliveries and, if allowed, those of consumers whose lease ran out."""
         rows = await self._calls.script(
             script("reclaim"),
@@ -99,7 +105,9 @@ class Consumer:
 
     async def pending(self) -> list[tuple[int, str]]:
         """Return (stream index, entry id) of what is pending under this consumer's name."""
-        commands = [("XPENDING", name, GROUP, "-", "+", 1000, self.consumer) for name in self._streams]
+        commands = [
+            ("XPENDING", name, GROUP, "-", "+", 1000, self.consumer) for name in self._streams
+        ]
         rows: list[tuple[int, str]] = []
         for index, reply in enumerate(await self._calls.calls(commands), start=1):
             if not isinstance(reply, Exception):
@@ -128,13 +136,16 @@ class Consumer:
         """Return deliveries to every worker, give up the lease, and return how many were given back."""
         args = [part for row in sorted(self.held_rows(held)) for part in row]
         keys = [self._keys.leases, self._keys.workers, *self._streams]
-        return int(await self._calls.script(script("hand_back"), keys, [GROUP, self.consumer, *args]))
+        return int(
+            await self._calls.script(script("hand_back"), keys, [GROUP, self.consumer, *args])
+        )
 
     async def clean(self, *, tombstone_ms: int, retention_ms: int) -> int:
         """Remove what only dead workers left."""
         keys = [self._keys.leases, self._keys.workers, self._keys.ended, *self._streams]
-        return int(await self._calls.script(script("janitor"), keys, [GROUP, tombstone_ms, retention_ms]))
-
+        return int(
+            await self._calls.script(script("janitor"), keys, [GROUP, tombstone_ms, retention_ms])
+        )
 
     def _taken(self, rows: Sequence[Any]) -> list[Arrival]:
         found: list[Arrival] = []
@@ -147,7 +158,9 @@ class Consumer:
         return self._keys.stream(route.workflow, route.type, route.step)
 
 
-def _arrival(route: Route, entry: str, fields: Sequence[bytes], deliveries: int, *, fresh: bool) -> Arrival:
+def _arrival(
+    route: Route, entry: str, fields: Sequence[bytes], deliveries: int, *, fresh: bool
+) -> Arrival:
     content: Mapping[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=False))
     run_id = content.get(b"r", b"").decode("utf-8", "replace")
     name = content.get(b"i", b"").decode("utf-8", "replace")

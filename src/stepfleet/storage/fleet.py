@@ -24,7 +24,8 @@ class Fleet:
     keys: Keys
     #: Makes a connection; the name shows in CLIENT LIST.
     link: Callable[[str], Link]
-    #: Makes a synchronous caller for the lease thread; None: leases are renewed by the event loop (in memory).
+    #: Makes a synchronous caller for the lease thread; None: leases are renewed by the event loop
+    #: (in memory).
     beat_call: Callable[[], BeatCall] | None
     bounds: Bounds = field(default_factory=Bounds)
     clock: Clock = field(default_factory=Clock)

@@ -1,7 +1,7 @@
 """Every Redis key of stepfleet: its name, its type, who owns it and when it goes. Layer: storage.
 
-All keys of one namespace and partition share the hash tag `{namespace:partition}`, so that every script
-touches one slot. `docs/explanation/keyspace.md` is this file as a table.
+All keys of one namespace and partition share the hash tag `{namespace:partition}`, so that every
+script touches one slot. `docs/explanation/keyspace.md` is this file as a table.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ class Keys:
 
     def __init__(self, namespace: str, partition: int = 0) -> None:
         if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"namespace {namespace!r} is not 1 to 64 characters of A-Z a-z 0-9 _ . -")
+            raise ValueError(
+                f"namespace {namespace!r} is not 1 to 64 characters of A-Z a-z 0-9 _ . -"
+            )
         self.namespace = namespace
         self.tag = tag = f"{{{namespace}:{partition}}}"
-        #: zset, consumer -> lease end in ms of Redis time; 0: `returned`; negative: tombstone of a dead one.
+        #: zset, consumer -> lease end in ms of Redis time; 0: `returned`; negative: tombstone of a
+        #: dead one.
         self.leases = f"{tag}:leases"
-        #: hash, consumer -> what the worker tells of itself; removed when it leaves, else by the janitor.
+        #: hash, consumer -> what the worker tells of itself; removed when it leaves, else by the
+        #: janitor.
         self.workers = f"{tag}:workers"
         #: zset, member (begins with the run id) -> when it is due; removed when it fires.
         self.timers = f"{tag}:timers"
@@ -72,7 +76,8 @@ class Keys:
         """Hash with the deliveries of one step that are in streams, over all runs; `:queue` beside it."""
         return f"{self.tag}:lim:{workflow}:{step}"
 
-    # -- of a run: all expire `retention` after its end ---------------------------------------------
+    # -- of a run: all expire `retention` after its end
+    # ---------------------------------------------
 
     def run(self, run_id: str) -> str:
         """Hash: status, workflow, times, public sequence, slot counters, open waiters, result."""
@@ -124,7 +129,7 @@ class Keys:
         return f"{self._run}{run_id}:ops"
 
     def parked(self, run_id: str) -> str:
-        """Hash, delivery -> stream label and record, of work kept when the run was cancelled or dead-lettered."""
+        """Hash, delivery -> stream label and record: work kept when the run was cancelled or dead-lettered."""
         return f"{self._run}{run_id}:parked"
 
     def further(self, run_id: str) -> str:

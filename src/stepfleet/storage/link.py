@@ -1,15 +1,15 @@
 """One connection to Redis: calls go out in order, replies come back in order, errors are ours. Layer: storage.
 
-Built on redis-py's `Connection` (TLS, authentication, Sentinel, RESP parsing), without its client: no response
-callbacks, no pool, and commands packed by hiredis, which halves the cost of a call.
+Built on redis-py's `Connection` (TLS, authentication, Sentinel, RESP parsing), without its client:
+no response callbacks, no pool, and commands packed by hiredis, which halves the cost of a call.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -32,16 +32,21 @@ from stepfleet.storage.scripts import Script
 
 Arg = str | bytes | int | float
 
+_pack: Final[Callable[[tuple[Arg, ...]], bytes]] = cast(Any, hiredis).pack_command
+
 #: Seconds without an answer after which a connection counts as lost.
 REPLY_TIMEOUT = 5.0
-#: Seconds that a blocking read waits at Redis: below `REPLY_TIMEOUT`, short enough to notice a half-open socket.
+#: Seconds that a blocking read waits at Redis: below `REPLY_TIMEOUT`, short enough to notice a
+#: half-open socket.
 BLOCK = 2.0
 
 
 class Connect(Protocol):
     """Makes a fresh, not yet connected, connection."""
 
-    def __call__(self) -> AbstractConnection: ...
+    def __call__(self) -> AbstractConnection:
+        """Return a connection."""
+        ...
 
 
 def connector(url: str, *, connect_timeout: float = 10.0) -> Callable[[], AbstractConnection]:
@@ -59,15 +64,15 @@ def connector(url: str, *, connect_timeout: float = 10.0) -> Callable[[], Abstra
         del options["socket_connect_timeout"]
     else:
         options["socket_keepalive"] = True
-    pool = ConnectionPool.from_url(url, **options)
-    return pool.make_connection
+    pool = cast(Any, ConnectionPool).from_url(url, **options)
+    return cast(Callable[[], AbstractConnection], pool.make_connection)
 
 
 class Link:
     """One connection. Calls may come from many tasks: each waits for its turn.
 
-    A call that fails closes the connection, the next one opens a new one: after a lost reply nothing
-    can be read from the old connection any more.
+    A call that fails closes the connection, the next one opens a new one: after a lost reply
+    nothing can be read from the old connection any more.
     """
 
     def __init__(self, connect: Callable[[], AbstractConnection], *, name: str = "") -> None:
@@ -92,11 +97,13 @@ class Link:
         """
         async with self._turn, self._guarded() as connection:
             self.calls_made += 1
-            await connection.send_packed_command(hiredis.pack_command(command), check_health=False)
+            await connection.send_packed_command(_pack(command), check_health=False)
             async with asyncio.timeout(timeout):
-                return await connection.read_response(disable_decoding=True)
+                return cast(Any, await connection.read_response(disable_decoding=True))
 
-    async def calls(self, commands: Sequence[tuple[Arg, ...]], *, timeout: float = REPLY_TIMEOUT) -> list[Any]:
+    async def calls(
+        self, commands: Sequence[tuple[Arg, ...]], *, timeout: float = REPLY_TIMEOUT
+    ) -> list[Any]:
         """Send several commands at once and return their replies; an error reply stands as `StoreRefused`.
 
         Raises:
@@ -106,7 +113,7 @@ class Link:
             return []
         async with self._turn, self._guarded() as connection:
             self.calls_made += 1
-            packed = b"".join(hiredis.pack_command(command) for command in commands)
+            packed = b"".join(_pack(command) for command in commands)
             await connection.send_packed_command(packed, check_health=False)
             replies: list[Any] = []
             async with asyncio.timeout(timeout):
@@ -132,13 +139,17 @@ class Link:
         await self.call("SCRIPT", "LOAD", script.source)
         return await self.call(*command)
 
-    async def read(self, before: Sequence[Arg], after: Sequence[Arg], *, block: float = BLOCK) -> Any:
+    async def read(
+        self, before: Sequence[Arg], after: Sequence[Arg], *, block: float = BLOCK
+    ) -> Any:
         """Send a blocking read (`before`, BLOCK, `after`) and return its reply, None when nothing came."""
-        if self._client_id is None:
-            self._client_id = await self.call("CLIENT", "ID")
         self._reading = True
         try:
-            return await self.call(*before, "BLOCK", int(block * 1000), *after, timeout=block + REPLY_TIMEOUT)
+            if self._client_id is None:
+                self._client_id = await self.call("CLIENT", "ID")
+            return await self.call(
+                *before, "BLOCK", int(block * 1000), *after, timeout=block + REPLY_TIMEOUT
+            )
         finally:
             self._reading = False
 
@@ -153,10 +164,13 @@ class Link:
             self._bell = Link(self._connect)
         while self._interrupt_wanted:
             self._interrupt_wanted = False
-            # The read may be on its way to Redis still: ask until it was found waiting, or has returned.
-            while self._reading and self._client_id is not None:
+            # The read may be on its way to Redis still: ask until it was found waiting, or has
+            # returned.
+            while self._reading:
                 try:
-                    if await self._bell.call("CLIENT", "UNBLOCK", self._client_id):
+                    if self._client_id is not None and await self._bell.call(
+                        "CLIENT", "UNBLOCK", self._client_id
+                    ):
                         break
                 except (ConnectionLost, StoreRefused):
                     return  # the read ends by itself within BLOCK seconds
@@ -174,7 +188,7 @@ class Link:
             await connection.disconnect()
 
     @asynccontextmanager
-    async def _guarded(self) -> AsyncIterator[AbstractConnection]:
+    async def _guarded(self) -> AsyncGenerator[AbstractConnection]:
         """Give the open connection; map errors, and close it when a reply may still be on its way."""
         connection = self._connection
         try:
@@ -203,10 +217,8 @@ class Link:
 async def _discard(connection: AbstractConnection | None) -> None:
     if connection is None:
         return
-    try:
+    with suppress(OSError, RedisError):
         await connection.disconnect(nowait=True)
-    except (OSError, RedisError):
-        pass
 
 
 def _refused(error: ResponseError) -> StoreRefused:

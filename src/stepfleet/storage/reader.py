@@ -45,7 +45,8 @@ class Definition(NamedTuple):
     routes: Mapping[str, tuple[Route, ...]]
     start: str
     timeout_ms: int | None
-    #: Digest of the constructor arguments of the workers' instance; '' when they cannot be compared.
+    #: Digest of the constructor arguments of the workers' instance; '' when they cannot be
+    #: compared.
     arguments: str
 
 
@@ -63,14 +64,28 @@ class RunReader:
             ConnectionLost: Redis is away.
             StoreRefused: a record is no hash.
         """
-        fields = ("status", "workflow", "started", "ended", "seq", "deadline", "entry", "error", "step")
-        replies = await self.link.calls([("HMGET", self.keys.run(run_id), *fields) for run_id in run_ids])
+        fields = (
+            "status",
+            "workflow",
+            "started",
+            "ended",
+            "seq",
+            "deadline",
+            "entry",
+            "error",
+            "step",
+        )
+        replies = await self.link.calls(
+            [("HMGET", self.keys.run(run_id), *fields) for run_id in run_ids]
+        )
         return [_run_record(reply) for reply in replies]
 
     async def pending(self, run_id: str) -> dict[str, str]:
         """Return where the run's open deliveries are."""
         rows = await self.link.call("HGETALL", self.keys.open(run_id))
-        return {name.decode(): where.decode() for name, where in _pairs(rows) if not name.endswith(b"!")}
+        return {
+            name.decode(): where.decode() for name, where in _pairs(rows) if not name.endswith(b"!")
+        }
 
     async def held(self, run_id: str) -> dict[str, int]:
         """Return how many deliveries wait for a slot of each step."""
@@ -86,7 +101,9 @@ class RunReader:
 
     async def public(self, run_id: str, after: int, count: int = 500) -> list[PublicRow]:
         """Return public entries behind a sequence."""
-        rows = await self.link.call("XRANGE", self.keys.events(run_id), f"({after}-0", "+", "COUNT", count)
+        rows = await self.link.call(
+            "XRANGE", self.keys.events(run_id), f"({after}-0", "+", "COUNT", count
+        )
         return [public_row(row) for row in rows]
 
     async def waiters(self, run_id: str) -> list[Waiter]:
@@ -105,7 +122,7 @@ class RunReader:
         return list(await self.link.call("LRANGE", events, 0, length - 1)) if length else []
 
     async def inbox(self, run_id: str, delivery: str) -> tuple[str, list[bytes], int]:
-        """Return how many events came to the inbox ever, those kept, and the last sequence `delivery` published."""
+        """Return how many events came to the inbox, those kept, and what `delivery` published last."""
         count, kept, sent = await self.link.calls(
             [
                 ("HGET", self.keys.run(run_id), "inbox"),
@@ -124,7 +141,11 @@ class RunReader:
     async def workers(self) -> dict[str, dict[str, Any]]:
         """Return what live workers say of themselves, by consumer."""
         rows, leases, now = await self.link.calls(
-            [("HGETALL", self.keys.workers), ("ZRANGE", self.keys.leases, 0, -1, "WITHSCORES"), ("TIME",)]
+            [
+                ("HGETALL", self.keys.workers),
+                ("ZRANGE", self.keys.leases, 0, -1, "WITHSCORES"),
+                ("TIME",),
+            ]
         )
         now_ms = int(now[0]) * 1000
         alive = {name for name, score in _pairs(leases) if float(score) > now_ms}
@@ -165,7 +186,16 @@ def public_row(row: Sequence[Any]) -> PublicRow:
 def encode_definition(definition: Definition) -> bytes:
     """Return the bytes of a definition."""
     routes = {name: [list(route) for route in routes] for name, routes in definition.routes.items()}
-    return msgpack.packb([1, definition.digest, routes, definition.start, definition.timeout_ms, definition.arguments])
+    return msgpack.packb(
+        [
+            1,
+            definition.digest,
+            routes,
+            definition.start,
+            definition.timeout_ms,
+            definition.arguments,
+        ]
+    )
 
 
 def decode_definition(data: bytes) -> Definition:
@@ -174,12 +204,14 @@ def decode_definition(data: bytes) -> Definition:
     Raises:
         DecodeError: the bytes are no definition, or one of a newer version.
     """
-    fields = msgpack.unpackb(data)
-    if not isinstance(fields, list) or not fields or fields[0] != 1:
+    unpacked = msgpack.unpackb(data)
+    fields = cast("list[Any]", unpacked) if isinstance(unpacked, list) else []
+    if not fields or fields[0] != 1:
         raise DecodeError("the definition of a workflow was written by a newer version", data)
-    _, digest, routes, start, timeout_ms, arguments = cast("list[Any]", fields)
+    _, digest, routes, start, timeout_ms, arguments = fields
     by_type = {
-        name: tuple(Route(*route[:-1], tuple(route[-1])) for route in rows) for name, rows in routes.items()
+        name: tuple(Route._make([*route[:-1], tuple(route[-1])]) for route in rows)
+        for name, rows in routes.items()
     }
     return Definition(digest, by_type, start, timeout_ms, arguments)
 

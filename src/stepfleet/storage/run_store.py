@@ -36,16 +36,16 @@ class RunStore:
         self.link = link
         self.keys = keys
         self.consumer = consumer
-        self._bounds = bounds
+        self.bounds = bounds
 
     async def commit(self, commits: Sequence[Commit]) -> list[Answer]:
         """Apply commits in order, each completely or not at all, and return an answer for each.
 
         Raises:
-            ConnectionLost: no answer came: they may or may not be applied; send the same ones again.
-            StoreRefused: the whole call was refused (rights, a script that cannot run).
+            ConnectionLost: no answer came: they may or may not be applied; send the same ones
+            again. StoreRefused: the whole call was refused (rights, a script that cannot run).
         """
-        packing = Packing(self.keys, self.consumer, self._bounds)
+        packing = Packing(self.keys, self.consumer, self.bounds)
         for commit in commits:
             packing.add(commit)
         answers = await self.link.script(script("commit"), *packing.arguments())
@@ -72,15 +72,15 @@ class Packing:
     """Turns commits into the KEYS and ARGV of one call; the layout is in the header of `commit.lua`."""
 
     def __init__(self, keys: Keys, consumer: str, bounds: Bounds) -> None:
-        self._keys = keys
+        self.keys = keys
         self._consumer = consumer
-        self._bounds = bounds
+        self.bounds = bounds
         self._index: dict[str, int] = {}
         self._rows: dict[Route, int] = {}
         self._inboxes: dict[str, int] = {}
         self._row_args: list[Arg] = []
         self._args: list[Arg] = []
-        self._run_id = ""
+        self.run_id = ""
 
     def arguments(self) -> tuple[list[str], list[Arg]]:
         """Return KEYS and ARGV."""
@@ -91,13 +91,13 @@ class Packing:
         """Add one commit behind those already there."""
         args = self._args
         start = len(args)
-        run_id = self._run_id = commit.run_id
-        keys = self._keys
+        run_id = self.run_id = commit.run_id
+        keys = self.keys
         args += (
             0,
-            self._key(keys.run(run_id)),
-            self._key(keys.open(run_id)),
-            self._key(keys.further(run_id)),
+            self.key(keys.run(run_id)),
+            self.key(keys.open(run_id)),
+            self.key(keys.further(run_id)),
             run_id,
         )
         _FENCES[type(commit.fence)](self, args, commit.fence)
@@ -108,76 +108,87 @@ class Packing:
             _WORDS[type(word)](self, args, word)
         args[start] = len(args) - start
 
-    def _key(self, name: str) -> int:
+    def key(self, name: str) -> int:
+        """Return the index of a key."""
         index = self._index
         found = index.get(name)
         if found is None:
             found = index[name] = len(index) + 1
         return found
 
-    def _stream(self, route: Route) -> int:
+    def stream(self, route: Route) -> int:
+        """Return the row of a stream."""
         row = self._rows.get(route)
         if row is None:
             row = self._rows[route] = len(self._rows) + 1
-            keys = self._keys
-            key = self._key(keys.stream(route.workflow, route.type, route.step))
+            keys = self.keys
+            key = self.key(keys.stream(route.workflow, route.type, route.step))
             self._row_args += (key, route.label, f"s:{route.step}", route.limit, route.ceiling)
             if route.ceiling:
                 gauge = keys.gauge(route.workflow, route.step)
                 system = keys.stream(route.workflow, SYSTEM, "")
-                self._row_args += (self._key(gauge), self._key(f"{gauge}:queue"), self._key(system))
+                self._row_args += (self.key(gauge), self.key(f"{gauge}:queue"), self.key(system))
         return row
 
-    def _hold(self, route: Route) -> int:
+    def hold(self, route: Route) -> int:
         """Index of the hold list of the route's step, whose streams all become known to the call."""
         if not route.limit:
             return 0
         if len(route.types) > 1:
             for type_name in route.types:
-                self._stream(route._replace(type=type_name))
-        return self._key(self._keys.hold(self._run_id, route.step))
+                self.stream(route._replace(type=type_name))
+        return self.key(self.keys.hold(self.run_id, route.step))
 
-    def _inbox(self, route: Route) -> int:
+    def inbox(self, route: Route) -> int:
+        """Return the row of the stream where the events of a workflow's waiters go."""
         row = self._inboxes.get(route.workflow)
         if row is None:
-            row = self._inboxes[route.workflow] = self._stream(Route(route.workflow, SYSTEM, ""))
+            row = self._inboxes[route.workflow] = self.stream(Route(route.workflow, SYSTEM, ""))
         return row
 
-    def _buffer(self, name: str) -> tuple[int, int]:
-        meta, events = self._keys.buffer(self._run_id, name)
-        return self._key(meta), self._key(events)
+    def buffer(self, name: str) -> tuple[int, int]:
+        """Return the indexes of a buffer's counts and of its events."""
+        meta, events = self.keys.buffer(self.run_id, name)
+        return self.key(meta), self.key(events)
 
-    def _guard(self, delivery: str) -> int:
-        return self._key(self._keys.sent(self._run_id, delivery)) if delivery else 0
+    def guard(self, delivery: str) -> int:
+        """Return the index of a delivery's early effects, 0 for no guard."""
+        return self.key(self.keys.sent(self.run_id, delivery)) if delivery else 0
 
 
-# -- how each fence, expectation and word is written -------------------------------------------------
+# -- how each fence, expectation and word is written
+# -------------------------------------------------
 
 _Writer = Callable[[Packing, list[Arg], Any], None]
 
 
 def _entry_fence(p: Packing, args: list[Arg], f: c.EntryFence) -> None:
-    args += ("entry", p._stream(f.route), f.entry, f.delivery, p._hold(f.route))
+    args += ("entry", p.stream(f.route), f.entry, f.delivery, p.hold(f.route))
 
 
 def _stray_fence(p: Packing, args: list[Arg], f: c.StrayFence) -> None:
-    args += ("stray", p._stream(f.route), f.entry)
+    args += ("stray", p.stream(f.route), f.entry)
 
 
 def _effect_fence(p: Packing, args: list[Arg], f: c.EffectFence) -> None:
-    args += ("effect", p._stream(f.route), f.entry)
+    args += ("effect", p.stream(f.route), f.entry)
 
 
 def _timer_fence(p: Packing, args: list[Arg], f: c.TimerFence) -> None:
-    args += ("timer", p._key(p._keys.timers), p._key(p._keys.timer_data), f.member)
+    args += ("timer", p.key(p.keys.timers), p.key(p.keys.timer_data), f.member)
 
 
 def _overdue_fence(p: Packing, args: list[Arg], f: c.OverdueFence) -> None:
-    args += ("overdue", p._key(p._keys.live))
+    args += ("overdue", p.key(p.keys.live))
 
 
 def _operation_fence(p: Packing, args: list[Arg], f: c.OperationFence) -> None:
-    args += ("operation", p._key(p._keys.operations(p._run_id)), f.operation, p._bounds.operations_limit)
+    args += (
+        "operation",
+        p.key(p.keys.operations(p.run_id)),
+        f.operation,
+        p.bounds.operations_limit,
+    )
 
 
 def _control_fence(p: Packing, args: list[Arg], f: c.ControlFence) -> None:
@@ -185,11 +196,11 @@ def _control_fence(p: Packing, args: list[Arg], f: c.ControlFence) -> None:
 
 
 def _new_run_fence(p: Packing, args: list[Arg], f: c.NewRunFence) -> None:
-    args += ("new", f.digest, p._key(p._keys.live), len(f.fields), *f.fields)
+    args += ("new", f.digest, p.key(p.keys.live), len(f.fields), *f.fields)
 
 
 def _has(p: Packing, args: list[Arg], e: c.Has) -> None:
-    args += ("has", p._key(p._keys.wait(p._run_id)), e.waiter)
+    args += ("has", p.key(p.keys.wait(p.run_id)), e.waiter)
 
 
 def _is(p: Packing, args: list[Arg], e: c.Is) -> None:
@@ -197,30 +208,30 @@ def _is(p: Packing, args: list[Arg], e: c.Is) -> None:
 
 
 def _version(p: Packing, args: list[Arg], e: c.Version) -> None:
-    args += ("version", e.buffer, *p._buffer(e.buffer), e.version)
+    args += ("version", e.buffer, *p.buffer(e.buffer), e.version)
 
 
 def _quota(p: Packing, args: list[Arg], e: c.Quota) -> None:
-    args += ("quota", e.buffer, *p._buffer(e.buffer), e.type, len(e.quota))
+    args += ("quota", e.buffer, *p.buffer(e.buffer), e.type, len(e.quota))
     for type_id, need in e.quota:
         args += (type_id, need)
 
 
 def _staged(p: Packing, args: list[Arg], e: c.Staged) -> None:
-    stage = p._key(p._keys.stage(p._run_id, e.delivery, e.route.step))
-    args += ("staged", stage, e.length, p._stream(e.route))
+    stage = p.key(p.keys.stage(p.run_id, e.delivery, e.route.step))
+    args += ("staged", stage, e.length, p.stream(e.route))
 
 
 def _stored(p: Packing, args: list[Arg], e: c.Stored) -> None:
-    args += ("value", p._key(p._keys.store(p._run_id)), e.field, e.version or "")
+    args += ("value", p.key(p.keys.store(p.run_id)), e.field, e.version or "")
 
 
 def _free(p: Packing, args: list[Arg], e: c.Free) -> None:
-    args += ("free", p._key(p._keys.lock(p._run_id)), e.token)
+    args += ("free", p.key(p.keys.lock(p.run_id)), e.token)
 
 
 def _locked(p: Packing, args: list[Arg], e: c.Locked) -> None:
-    args += ("locked", p._key(p._keys.lock(p._run_id)), e.token)
+    args += ("locked", p.key(p.keys.lock(p.run_id)), e.token)
 
 
 def _unapplied(p: Packing, args: list[Arg], e: c.Unapplied) -> None:
@@ -230,10 +241,10 @@ def _unapplied(p: Packing, args: list[Arg], e: c.Unapplied) -> None:
 def _emit(p: Packing, args: list[Arg], w: c.Emit) -> None:
     args += (
         "also" if w.also else "emit",
-        p._guard(w.guard),
-        p._inbox(w.route) if w.awaitable and w.route.step else 0,
-        p._stream(w.route),
-        p._hold(w.route),
+        p.guard(w.guard),
+        p.inbox(w.route) if w.awaitable and w.route.step else 0,
+        p.stream(w.route),
+        p.hold(w.route),
         len(w.deliveries),
     )
     for delivery in w.deliveries:
@@ -241,58 +252,65 @@ def _emit(p: Packing, args: list[Arg], w: c.Emit) -> None:
 
 
 def _publish(p: Packing, args: list[Arg], w: c.Publish) -> None:
-    args += ("publish", p._key(p._keys.events(p._run_id)), p._bounds.stream_limit, p._guard(w.guard), w.field, w.entry)
+    args += (
+        "publish",
+        p.key(p.keys.events(p.run_id)),
+        p.bounds.stream_limit,
+        p.guard(w.guard),
+        w.field,
+        w.entry,
+    )
 
 
 def _mark(p: Packing, args: list[Arg], w: c.Mark) -> None:
-    events, guard = p._key(p._keys.events(p._run_id)), p._guard(w.guard)
-    args += ("mark", events, p._bounds.stream_limit, guard, w.entry, len(w.repeated), *w.repeated)
+    events, guard = p.key(p.keys.events(p.run_id)), p.guard(w.guard)
+    args += ("mark", events, p.bounds.stream_limit, guard, w.entry, len(w.repeated), *w.repeated)
 
 
 def _append(p: Packing, args: list[Arg], w: c.Append) -> None:
-    args += ("append", *p._buffer(w.buffer), w.type, w.event)
+    args += ("append", *p.buffer(w.buffer), w.type, w.event)
 
 
 def _take(p: Packing, args: list[Arg], w: c.Take) -> None:
-    args += ("take", *p._buffer(w.buffer), w.version)
+    args += ("take", *p.buffer(w.buffer), w.version)
 
 
 def _stage(p: Packing, args: list[Arg], w: c.Stage) -> None:
-    stage = p._key(p._keys.stage(p._run_id, w.delivery, w.route.step))
-    args += ("stage", stage, int(w.first), p._stream(w.route), len(w.deliveries))
+    stage = p.key(p.keys.stage(p.run_id, w.delivery, w.route.step))
+    args += ("stage", stage, int(w.first), p.stream(w.route), len(w.deliveries))
     for delivery in w.deliveries:
         args += delivery
 
 
 def _unstage(p: Packing, args: list[Arg], w: c.Unstage) -> None:
-    stage = p._key(p._keys.stage(p._run_id, w.delivery, w.route.step))
-    args += ("unstage", stage, p._stream(w.route), p._hold(w.route), w.length)
+    stage = p.key(p.keys.stage(p.run_id, w.delivery, w.route.step))
+    args += ("unstage", stage, p.stream(w.route), p.hold(w.route), w.length)
 
 
 def _set_timer(p: Packing, args: list[Arg], w: c.SetTimer) -> None:
-    args += ("timer", p._key(p._keys.timers), p._key(p._keys.timer_data), w.member, w.delay_ms, w.data)
+    args += ("timer", p.key(p.keys.timers), p.key(p.keys.timer_data), w.member, w.delay_ms, w.data)
 
 
 def _drop_timer(p: Packing, args: list[Arg], w: c.DropTimer) -> None:
-    args += ("untimer", p._key(p._keys.timers), p._key(p._keys.timer_data), w.member)
+    args += ("untimer", p.key(p.keys.timers), p.key(p.keys.timer_data), w.member)
 
 
 def _wait(p: Packing, args: list[Arg], w: c.Wait) -> None:
-    args += ("put", p._key(p._keys.wait(p._run_id)), w.waiter, w.data)
+    args += ("put", p.key(p.keys.wait(p.run_id)), w.waiter, w.data)
     args += ("count", "waiting", 1, "count", f"waiting:{w.type}", 1)
 
 
 def _unwait(p: Packing, args: list[Arg], w: c.Unwait) -> None:
-    args += ("drop", p._key(p._keys.wait(p._run_id)), w.waiter)
+    args += ("drop", p.key(p.keys.wait(p.run_id)), w.waiter)
     args += ("count", "waiting", -1, "count", f"waiting:{w.type}", -1)
 
 
 def _keep(p: Packing, args: list[Arg], w: c.Keep) -> None:
-    args += ("push", p._key(p._keys.inbox(p._run_id)), w.event, w.kept, "count", "inbox", 1)
+    args += ("push", p.key(p.keys.inbox(p.run_id)), w.event, w.kept, "count", "inbox", 1)
 
 
 def _unkeep(p: Packing, args: list[Arg], w: c.Unkeep) -> None:
-    args += ("pull", p._key(p._keys.inbox(p._run_id)), w.event)
+    args += ("pull", p.key(p.keys.inbox(p.run_id)), w.event)
 
 
 def _note(p: Packing, args: list[Arg], w: c.Note) -> None:
@@ -300,52 +318,52 @@ def _note(p: Packing, args: list[Arg], w: c.Note) -> None:
 
 
 def _forget(p: Packing, args: list[Arg], w: c.Forget) -> None:
-    args += ("erase", p._key(p._keys.sent(p._run_id, w.delivery)))
-    args += ("drop", p._key(p._keys.open(p._run_id)), f"{w.delivery}!")
+    args += ("erase", p.key(p.keys.sent(p.run_id, w.delivery)))
+    args += ("drop", p.key(p.keys.open(p.run_id)), f"{w.delivery}!")
 
 
 def _write(p: Packing, args: list[Arg], w: c.Write) -> None:
-    args += ("write", p._key(p._keys.store(p._run_id)), w.field, w.value)
+    args += ("write", p.key(p.keys.store(p.run_id)), w.field, w.value)
 
 
 def _unwrite(p: Packing, args: list[Arg], w: c.Unwrite) -> None:
-    args += ("drop", p._key(p._keys.store(p._run_id)), w.field)
+    args += ("drop", p.key(p.keys.store(p.run_id)), w.field)
 
 
 def _lock(p: Packing, args: list[Arg], w: c.Lock) -> None:
-    args += ("lock", p._key(p._keys.lock(p._run_id)), w.token, w.ttl_ms)
+    args += ("lock", p.key(p.keys.lock(p.run_id)), w.token, w.ttl_ms)
 
 
 def _unlock(p: Packing, args: list[Arg], w: c.Unlock) -> None:
-    args += ("unlock", p._key(p._keys.lock(p._run_id)), w.token)
+    args += ("unlock", p.key(p.keys.lock(p.run_id)), w.token)
 
 
 def _deadline(p: Packing, args: list[Arg], w: c.Deadline) -> None:
-    args += ("deadline", p._key(p._keys.live), w.age_ms)
+    args += ("deadline", p.key(p.keys.live), w.age_ms)
 
 
 def _wake(p: Packing, args: list[Arg], w: c.Wake) -> None:
-    args += ("wake", p._stream(w.route), p._hold(w.route))
+    args += ("wake", p.stream(w.route), p.hold(w.route))
 
 
 def _park(p: Packing, args: list[Arg], w: c.Park) -> None:
-    args += ("park", p._key(p._keys.parked(p._run_id)), p._stream(w.route), w.entry)
+    args += ("park", p.key(p.keys.parked(p.run_id)), p.stream(w.route), w.entry)
 
 
 def _dead_letter(p: Packing, args: list[Arg], w: c.DeadLetter) -> None:
-    args += ("log", p._key(p._keys.dead), p._bounds.dead_limit, len(w.fields), *w.fields)
+    args += ("log", p.key(p.keys.dead), p.bounds.dead_limit, len(w.fields), *w.fields)
 
 
 def _end(p: Packing, args: list[Arg], w: c.End) -> None:
-    keys, bounds = p._keys, p._bounds
+    keys, bounds = p.keys, p.bounds
     args += (
         "end",
         w.status,
-        p._key(keys.events(p._run_id)),
-        p._key(keys.live),
-        p._key(keys.ended),
-        p._key(keys.ends),
-        p._key(keys.tidy),
+        p.key(keys.events(p.run_id)),
+        p.key(keys.live),
+        p.key(keys.ended),
+        p.key(keys.ends),
+        p.key(keys.tidy),
         int(bounds.retention.total_seconds() * 1000),
         bounds.ends_limit,
         int(w.parks),

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from stepfleet.codec import Codec
-from stepfleet.core.commit import Answer, Expectation, Free, Lock, Locked, Stored, Unlock, Unwrite, Word, Write
+from stepfleet.core.commit import (
+    Answer,
+    Expectation,
+    Free,
+    Lock,
+    Locked,
+    Stored,
+    Unlock,
+    Unwrite,
+    Word,
+    Write,
+)
 from stepfleet.errors import DecodeError, StaleExecution, WorkflowRuntimeError
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
@@ -20,7 +31,9 @@ from stepfleet.store import Stored as StoredValue
 class Apply(Protocol):
     """Commits words for one run in the name of whoever writes, once however often it is sent."""
 
-    def __call__(self, words: Sequence[Word], expects: Sequence[Expectation]) -> Awaitable[Answer]: ...
+    def __call__(
+        self, words: Sequence[Word], expects: Sequence[Expectation]
+    ) -> Awaitable[Answer]: ...
 
 
 class RedisPort:
@@ -60,11 +73,17 @@ class RedisPort:
             return {}
         values = await self._link.call("HMGET", self._key, *fields)
         return {
-            name: self._stored(name, data) for name, data in zip(fields, values, strict=True) if data is not None
+            name: self._stored(name, data)
+            for name, data in zip(fields, values, strict=True)
+            if data is not None
         }
 
     async def write(
-        self, changed: Mapping[str, Any], removed: Sequence[str] = (), *, expected: Mapping[str, int] | None = None
+        self,
+        changed: Mapping[str, Any],
+        removed: Sequence[str] = (),
+        *,
+        expected: Mapping[str, int] | None = None,
     ) -> bool:
         """Write at once.
 
@@ -73,14 +92,16 @@ class RedisPort:
             StaleExecution, WorkflowRuntimeError: the writer may not write any more.
         """
         expects = [Stored(name, version) for name, version in (expected or {}).items()]
-        answer = await self._apply([*self._words(changed), *(Unwrite(name) for name in removed)], expects)
+        answer = await self._apply(
+            [*self._words(changed), *(Unwrite(name) for name in removed)], expects
+        )
         if answer.word == "conflict":
             return False
         self._check(answer)
         return True
 
     @asynccontextmanager
-    async def edit(self) -> AsyncIterator[Edit]:
+    async def edit(self) -> AsyncGenerator[Edit]:
         """Give the run's edit lock; it is freed at the end, by the commit of the step, or by its lease."""
         async with self._turn:
             token = self._token()
@@ -104,7 +125,9 @@ class RedisPort:
 
     def same(self, one: Any, other: Any) -> bool:
         """Tell whether two values have the same bytes."""
-        return self._codec.encode_value(one, where="state") == self._codec.encode_value(other, where="state")
+        return self._codec.encode_value(one, where="state") == self._codec.encode_value(
+            other, where="state"
+        )
 
     def copy(self, value: Any) -> Any:
         """Return a value that shares nothing with this one."""
@@ -133,11 +156,17 @@ class RedisPort:
 
     def _check(self, answer: Answer) -> None:
         if answer.word == "gone":
-            raise StaleExecution("the store refuses this write: the delivery belongs to another worker")
+            raise StaleExecution(
+                "the store refuses this write: the delivery belongs to another worker"
+            )
         if answer.word in ("over", "unknown-run"):
-            raise WorkflowRuntimeError(f"the store of run {self._run_id} is closed: the run has ended")
+            raise WorkflowRuntimeError(
+                f"the store of run {self._run_id} is closed: the run has ended"
+            )
         if answer.word != "applied":
-            raise WorkflowRuntimeError(f"the store of run {self._run_id} answers {answer.word} {answer.detail}")
+            raise WorkflowRuntimeError(
+                f"the store of run {self._run_id} answers {answer.word} {answer.detail}"
+            )
 
 
 class _Edit:

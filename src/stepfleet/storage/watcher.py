@@ -25,7 +25,9 @@ OnEntries = Callable[[list[Any]], None]
 class Watcher:
     """Reads the stream of ended runs and the public streams that somebody follows."""
 
-    def __init__(self, link: Link, reader: RunReader, keys: Keys, *, on_end: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self, link: Link, reader: RunReader, keys: Keys, *, on_end: Callable[[list[str]], None]
+    ) -> None:
         self._link = link
         self._reader = reader
         self._keys = keys

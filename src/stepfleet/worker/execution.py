@@ -1,7 +1,8 @@
 """One execution of one delivery: what its step's `Context` does. No Redis; effects leave by injected functions.
 
-Intents (the returned event, collects, a wait) are recorded and applied by the commit only. Effects (sends,
-published events) are queued in call order and go out while the step runs, or with the commit when it ends first.
+Intents (the returned event, collects, a wait) are recorded and applied by the commit only. Effects
+(sends, published events) are queued in call order and go out while the step runs, or with the
+commit when it ends first.
 """
 
 from __future__ import annotations
@@ -88,12 +89,14 @@ class Execution:
         self.delivery = delivery
         self.plan = plan
         self.spec = spec
-        self.run_id = delivery.run_id
+        self.run_id: str = delivery.run_id
         self.token = token
         self.store = store
         self.known = known
         #: An execution of this attempt before this one may have had effects.
-        self.repeated = rerun or not delivery.fresh or delivery.deliveries > 1 or bool(delivery.record.journal)
+        self.repeated = (
+            rerun or not delivery.fresh or delivery.deliveries > 1 or bool(delivery.record.journal)
+        )
         self.collected: list[Collected] = []
         #: Token of the edit lock while it is held.
         self.lock = ""
@@ -122,13 +125,16 @@ class Execution:
         type_id, payload = self.plan.codec.encode_event(event)
         parent = self.delivery.record
         record = encode_record(
-            Record(self.delivery.id, type_id, payload, lineage=parent.lineage, headers=parent.headers)
+            Record(
+                self.delivery.id, type_id, payload, lineage=parent.lineage, headers=parent.headers
+            )
         )
         with self._mutex:
             occurrence = self._occurrence("send", type_id, payload)
             kind = f"send:{parent.attempt}"
             named = tuple(
-                (route, delivery_id(self.delivery.id, route.step, kind, occurrence)) for route in routes
+                (route, delivery_id(self.delivery.id, route.step, kind, occurrence))
+                for route in routes
             )
             self._queue(Send(named, record))
 
@@ -148,7 +154,9 @@ class Execution:
             )
         )
         with self._mutex:
-            field = f"p{self.delivery.record.attempt}:{self._occurrence('publish', type_id, payload)}"
+            field = (
+                f"p{self.delivery.record.attempt}:{self._occurrence('publish', type_id, payload)}"
+            )
             self._published.append(field)
             self._queue(Shown(entry, field))
 
@@ -175,7 +183,9 @@ class Execution:
 
     # -- intents -----------------------------------------------------------------------------------
 
-    def collect(self, event: Event, expected: Sequence[type[Event]], buffer_id: str | None) -> list[Event] | None:
+    def collect(
+        self, event: Event, expected: Sequence[type[Event]], buffer_id: str | None
+    ) -> list[Event] | None:
         """Record a contribution; answer from the content of the buffer where it is known."""
         self._refuse_if_ended("collect_events")
         if not expected:
@@ -324,7 +334,11 @@ def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Any, ...]:
     return targeted
 
 
-def fits(event: Event, event_type: type[Event], requirements: dict[str, Any], *, subclasses: bool) -> bool:
+def fits(
+    event: Event, event_type: type[Event], requirements: dict[str, Any], *, subclasses: bool
+) -> bool:
     """Tell whether an event is what a waiter waits for."""
     right_type = isinstance(event, event_type) if subclasses else type(event) is event_type
-    return right_type and all(getattr(event, name, None) == value for name, value in requirements.items())
+    return right_type and all(
+        getattr(event, name, None) == value for name, value in requirements.items()
+    )

@@ -1,7 +1,8 @@
 """Keeps the lease of this process alive, in a thread of its own where there is a real server.
 
-A step that blocks the event loop must not cost the lease, so the thread has its own synchronous connection. A loop
-that stalls for `STALL` leases counts as a failure of that step: the thread says so and stops renewing.
+A step that blocks the event loop must not cost the lease, so the thread has its own synchronous
+connection. A loop that stalls for `STALL` leases counts as a failure of that step: the thread says
+so and stops renewing.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ BEATS: Final = 3
 
 
 class Heartbeat:
-    """The lease of one consumer and what its beats learn. Shared by the loop and the thread; values are replaced whole."""
+    """The lease of one consumer and what its beats learn. Shared by loop and thread."""
 
-    def __init__(self, fleet: Fleet, consumer: str, *, lease: float, describe: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, fleet: Fleet, consumer: str, *, lease: float, describe: Callable[[], dict[str, Any]]
+    ) -> None:
         self._fleet = fleet
         self.consumer = consumer
         self.lease = lease
@@ -61,7 +64,7 @@ class Heartbeat:
 
     @property
     def may_bury(self) -> bool:
-        """Whether this process may take work from the dead: only after a full lease without a gap in its beats."""
+        """Whether this process may take from the dead: after a full lease without a gap in its beats."""
         now = self._clock.steady()
         return (
             self._gapless_since is not None
@@ -82,7 +85,9 @@ class Heartbeat:
             return
         call = await asyncio.to_thread(self._fleet.beat_call)
         await asyncio.to_thread(self._beat, call)
-        self._thread = threading.Thread(target=self._thread_beats, args=(call,), name="stepfleet-heartbeat", daemon=True)
+        self._thread = threading.Thread(
+            target=self._thread_beats, args=(call,), name="stepfleet-heartbeat", daemon=True
+        )
         self._thread.start()
 
     async def stop(self) -> None:
@@ -128,7 +133,7 @@ class Heartbeat:
             if silent > STALL * self.lease:
                 if not self._stalled:
                     logger.error(
-                        "the event loop has not turned for %.0f s, its deliveries go to other workers: running=%s",
+                        "the event loop has not turned for %.0f s, its deliveries go to others: running=%s",
                         silent,
                         self._doing or "nothing",
                     )

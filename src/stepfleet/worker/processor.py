@@ -1,7 +1,7 @@
 """The sentence: a delivery is read, its step runs, the core decides, the commit is applied.
 
-Holds what this process owns. A delivery leaves by the answer to its commit, by being handed back, or because the
-process finds that it belongs to another one.
+Holds what this process owns. A delivery leaves by the answer to its commit, by being handed back,
+or because the process finds that it belongs to another one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ from stepfleet.workflow import Runtime, Workflow, current_runtime
 
 logger = logging.getLogger("stepfleet.worker.processor")
 
-#: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter one arms it for free.
+#: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter
+#: one arms it for free.
 ARM_AFTER: Final = 0.05
 #: Ended runs that are remembered, so that what was read of them meanwhile does not start.
 ENDED: Final = 10_000
@@ -215,8 +216,13 @@ class Processor:
             elif not held.cancelled:
                 raise
         except Exception:
-            # A defect of ours must not lose the delivery silently: it stays pending, and the audit returns it.
-            logger.exception("a delivery could not be settled run_id=%s step=%s", delivery.run_id, delivery.route.step)
+            # A defect of ours must not lose the delivery silently: it stays pending, and the audit
+            # returns it.
+            logger.exception(
+                "a delivery could not be settled run_id=%s step=%s",
+                delivery.run_id,
+                delivery.route.step,
+            )
         finally:
             self._release(held)
 
@@ -226,7 +232,9 @@ class Processor:
         if served is None:
             return
         if not delivery.route.step:
-            await settle_system(delivery, served.plan, self._committer, self._reader, self._fleet.inbox_limit)
+            await settle_system(
+                delivery, served.plan, self._committer, self._reader, self._fleet.inbox_limit
+            )
             return
         known, rerun = NOTHING_KNOWN, False
         while True:
@@ -246,14 +254,22 @@ class Processor:
             return Lost()
         spec = served.plan.spec(delivery.route)
         if spec is None:
-            return UnreadableOutcome(error=DecodeError(f"this code has no step {delivery.route.step!r}"))
+            return UnreadableOutcome(
+                error=DecodeError(f"this code has no step {delivery.route.step!r}")
+            )
         execution = held.execution = self._execution(held, served, known, rerun)
         record = delivery.record
         current_runtime.set(self._runtime)
         with step_log_context(
-            delivery.route.workflow, delivery.run_id, delivery.route.step, delivery.id, max(record.attempt, 1)
+            delivery.route.workflow,
+            delivery.run_id,
+            delivery.route.step,
+            delivery.id,
+            max(record.attempt, 1),
         ):
-            outcome = await run_step(execution, served.instance, executor=self._executor, clock=self._clock)
+            outcome = await run_step(
+                execution, served.instance, executor=self._executor, clock=self._clock
+            )
         execution.end("the step has returned")
         return outcome
 
@@ -274,7 +290,11 @@ class Processor:
                 Commit(
                     delivery.run_id,
                     EffectFence(delivery.route, delivery.entry),
-                    [*effects_commit(delivery, (), age_ms=self._age_ms(held)), *words, Note(f"{delivery.id}!", f"{token} {call}")],
+                    [
+                        *effects_commit(delivery, (), age_ms=self._age_ms(held)),
+                        *words,
+                        Note(f"{delivery.id}!", f"{token} {call}"),
+                    ],
                     [Unapplied(delivery.id, token, call), *expects],
                 )
             )
@@ -295,7 +315,9 @@ class Processor:
             apply,
             token=lambda: f"{delivery.id}:{token}:{execution.writes}",
             lock_ms=self._lease_ms,
-            turn=served.turns.setdefault(delivery.run_id, asyncio.Lock()) if spec.context_param else asyncio.Lock(),
+            turn=served.turns.setdefault(delivery.run_id, asyncio.Lock())
+            if spec.context_param
+            else asyncio.Lock(),
             on_lock=on_lock,
         )
         execution = Execution(
@@ -310,16 +332,24 @@ class Processor:
         )
         return execution
 
-    async def _learned(self, delivery: Delivery, outcome: Outcome, known: Known, answer: Answer) -> Known:
+    async def _learned(
+        self, delivery: Delivery, outcome: Outcome, known: Known, answer: Answer
+    ) -> Known:
         """Read what moved, so that the next execution is informed."""
         if answer.buffer:
-            events = await self._patiently(self._reader.buffer, delivery.run_id, answer.buffer, answer.length)
+            events = await self._patiently(
+                self._reader.buffer, delivery.run_id, answer.buffer, answer.length
+            )
             content = BufferContent(answer.version, events)
             return known._replace(buffers={**known.buffers, answer.buffer: content})
         if isinstance(outcome, Suspended):
-            count, kept, last = await self._patiently(self._reader.inbox, delivery.run_id, delivery.id)
+            count, kept, last = await self._patiently(
+                self._reader.inbox, delivery.run_id, delivery.id
+            )
             # Only what came after this attempt last published can be an answer to it.
-            unclaimed = tuple(event for event in map(decode_unclaimed, kept) if last and event.seq >= last)
+            unclaimed = tuple(
+                event for event in map(decode_unclaimed, kept) if last and event.seq >= last
+            )
             return known._replace(inbox=unclaimed, inbox_seen=count)
         return known
 
@@ -340,7 +370,16 @@ class Processor:
             await self._committer.commit(park)
         elif answer.word == "broken":
             letter = DeadLetter(
-                ("run", delivery.run_id, "label", delivery.route.label, "delivery", delivery.id, "reason", "broken run")
+                (
+                    "run",
+                    delivery.run_id,
+                    "label",
+                    delivery.route.label,
+                    "delivery",
+                    delivery.id,
+                    "reason",
+                    "broken run",
+                )
             )
             await self._committer.commit(
                 Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
@@ -349,9 +388,15 @@ class Processor:
     def _log(self, delivery: Delivery, outcome: Outcome, answer: Answer) -> None:
         about = (delivery.run_id, delivery.route.step, delivery.id, delivery.record.attempt)
         if answer.word == "gone":
-            logger.warning("run_id=%s step=%s delivery=%s attempt=%s: settled elsewhere, this result is dropped", *about)
+            logger.warning(
+                "run_id=%s step=%s delivery=%s attempt=%s: settled elsewhere, this result is dropped",
+                *about,
+            )
         elif answer.word == "broken":
-            logger.error("run_id=%s step=%s delivery=%s attempt=%s: a key of the run has a wrong type", *about)
+            logger.error(
+                "run_id=%s step=%s delivery=%s attempt=%s: a key of the run has a wrong type",
+                *about,
+            )
         elif isinstance(outcome, Failed) and answer.word == "applied":
             logger.warning(
                 "run_id=%s step=%s delivery=%s attempt=%s: the step failed: %s",
@@ -359,7 +404,9 @@ class Processor:
                 "".join(traceback.format_exception(outcome.error)).rstrip(),
             )
         elif isinstance(outcome, Lost) and answer.word == "applied":
-            logger.error("run_id=%s step=%s delivery=%s attempt=%s: dead letter, its workers died", *about)
+            logger.error(
+                "run_id=%s step=%s delivery=%s attempt=%s: dead letter, its workers died", *about
+            )
 
     # -- effects -----------------------------------------------------------------------------------
 
@@ -406,7 +453,9 @@ class Processor:
                 delivery = held.delivery
                 words = effects_commit(delivery, (), age_ms=self._age_ms(held))
                 commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
-                self._committer.put(commit, lambda answer, held=held: self._effect_answered(held, answer))
+                self._committer.put(
+                    commit, lambda answer, held=held: self._effect_answered(held, answer)
+                )
 
     # -- ends, losses, drain -----------------------------------------------------------------------
 
@@ -444,7 +493,9 @@ class Processor:
         if not self._held:
             self.empty.set()
 
-    def _acknowledge(self, delivery: Delivery) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
+    def _acknowledge(
+        self, delivery: Delivery
+    ) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
         fence = EntryFence(delivery.route, delivery.entry, delivery.id)
 
         def parked(answer: Answer | StoreError) -> None:
@@ -456,15 +507,29 @@ class Processor:
 
     def _wake(self, alarm: Alarm) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
         served = self._served.get(alarm.route.workflow)
-        route = next((r for r in served.plan.routes if r.step == alarm.step), None) if served else None
+        route = (
+            next((r for r in served.plan.routes if r.step == alarm.step), None) if served else None
+        )
         words = [Wake(route)] if route is not None else []
         return Commit(alarm.run_id, EntryFence(alarm.route, alarm.entry, ""), words), _ignored
 
     def _bury(self, arrival: Unreadable) -> None:
-        logger.error("run_id=%s stream=%s: dead letter: %s", arrival.run_id, arrival.route.label, arrival.error)
+        logger.error(
+            "run_id=%s stream=%s: dead letter: %s",
+            arrival.run_id,
+            arrival.route.label,
+            arrival.error,
+        )
         letter = DeadLetter(
             (
-                *("run", arrival.run_id, "workflow", arrival.route.workflow, "label", arrival.route.label),
+                *(
+                    "run",
+                    arrival.run_id,
+                    "workflow",
+                    arrival.route.workflow,
+                    "label",
+                    arrival.route.label,
+                ),
                 *("delivery", arrival.id, "reason", str(arrival.error), "record", arrival.raw),
             )
         )

@@ -16,7 +16,9 @@ from stepfleet.events import Event
 from stepfleet.worker.execution import Execution, Suspend
 
 
-async def run_step(execution: Execution, instance: Any, *, executor: Executor, clock: Clock) -> Outcome:
+async def run_step(
+    execution: Execution, instance: Any, *, executor: Executor, clock: Clock
+) -> Outcome:
     """Run the step of an execution and return its outcome; must be awaited in a task of its own.
 
     Raises:
@@ -44,10 +46,12 @@ async def run_step(execution: Execution, instance: Any, *, executor: Executor, c
         return Failed(error=error, traces=execution.traces(age_ms=age_ms()))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever user code raises is its outcome
         return Failed(error=error, traces=execution.traces(age_ms=age_ms()))
     return Returned(
-        event=encoded, collected=tuple(execution.collected), traces=execution.traces(age_ms=age_ms())
+        event=encoded,
+        collected=tuple(execution.collected),
+        traces=execution.traces(age_ms=age_ms()),
     )
 
 
@@ -58,15 +62,22 @@ async def _called(execution: Execution, instance: Any, event: Event, executor: E
     arguments: dict[str, Any] = {spec.event_param: event}
     if spec.context_param is not None:
         arguments[spec.context_param] = context
-    function = partial(spec.function, instance, **arguments) if spec.is_method else partial(spec.function, **arguments)
+    function = (
+        partial(spec.function, instance, **arguments)
+        if spec.is_method
+        else partial(spec.function, **arguments)
+    )
     if spec.timeout is None:
         return await _finished(function, spec.is_async, executor)
+    limit = asyncio.timeout(spec.timeout)
     try:
-        async with asyncio.timeout(spec.timeout) as limit:
+        async with limit:
             return await _finished(function, spec.is_async, executor)
     except TimeoutError:
         if limit.expired():
-            raise TimeoutError(f"Step '{spec.name}' timed out after {spec.timeout:g} seconds") from None
+            raise TimeoutError(
+                f"Step '{spec.name}' timed out after {spec.timeout:g} seconds"
+            ) from None
         raise
 
 
@@ -74,7 +85,9 @@ async def _finished(function: partial[Any], is_async: bool, executor: Executor) 
     if is_async:
         return await function()
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, function))
+    return await asyncio.get_running_loop().run_in_executor(
+        executor, partial(context.run, function)
+    )
 
 
 def _checked(execution: Execution, returned: Any) -> Any:
@@ -82,7 +95,8 @@ def _checked(execution: Execution, returned: Any) -> Any:
         return None
     if not isinstance(returned, Event):
         raise WorkflowRuntimeError(
-            f"Step function {execution.spec.name} returned {type(returned).__name__} instead of an Event instance."
+            f"Step function {execution.spec.name} returned {type(returned).__name__} "
+            "instead of an Event instance."
         )
     return execution.encoded(returned)
 
@@ -92,7 +106,9 @@ def _suspended(execution: Execution, wait: Suspend, age_ms: int) -> Outcome:
         return Suspended(
             event_type=wait.event_type,
             waiter_id=wait.waiter_id,
-            requirements=execution.plan.codec.encode_value(wait.requirements, where="wait_for_event requirements"),
+            requirements=execution.plan.codec.encode_value(
+                wait.requirements, where="wait_for_event requirements"
+            ),
             timeout=wait.timeout,
             request=execution.encoded(wait.request) if wait.request is not None else None,
             journal=execution.journal_so_far(),
@@ -101,7 +117,7 @@ def _suspended(execution: Execution, wait: Suspend, age_ms: int) -> Outcome:
             subclasses=execution.spec.accept_event_subclasses,
             traces=execution.traces(age_ms=age_ms),
         )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever cannot be encoded is the step's failure
         return Failed(error=error, traces=execution.traces(age_ms=age_ms))
 
 

@@ -45,7 +45,9 @@ async def settle_system(
 
 
 async def _fitting(event: Event, delivery: Delivery, plan: Plan, reader: RunReader) -> list[Waiter]:
-    return [waiter for waiter in await reader.waiters(delivery.run_id) if _wants(waiter, event, plan)]
+    return [
+        waiter for waiter in await reader.waiters(delivery.run_id) if _wants(waiter, event, plan)
+    ]
 
 
 def _wants(waiter: Waiter, event: Event, plan: Plan) -> bool:
@@ -86,12 +88,16 @@ async def _routed(
         ]
     elif not fitting:
         logger.warning(
-            "run_id=%s type=%s: no step accepts this event and nobody waits for it", delivery.run_id, record.type_id
+            "run_id=%s type=%s: no step accepts this event and nobody waits for it",
+            delivery.run_id,
+            record.type_id,
         )
         seq = await reader.link.call("HGET", reader.keys.run(delivery.run_id), "seq")
         unclaimed = Unclaimed(record.type_id, record.payload, int(seq or 0))
         words.append(Keep(encode_unclaimed(unclaimed), inbox_limit))
-    return Commit(delivery.run_id, EntryFence(delivery.route, delivery.entry, delivery.id), words, expects)
+    return Commit(
+        delivery.run_id, EntryFence(delivery.route, delivery.entry, delivery.id), words, expects
+    )
 
 
 def answered(waiter: Waiter, answer: list[object]) -> list[Word]:

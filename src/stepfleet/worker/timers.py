@@ -1,4 +1,4 @@
-"""Fires what is due by Redis' clock: back-offs, waits, run deadlines. Any worker may; the timer is the fence."""
+"""Fires what is due by Redis' clock: back-offs, waits, deadlines. Any worker may: the timer is the fence."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Timers:
         try:
             timer = decode_timer(data)
         except DecodeError as error:
-            logger.error("run_id=%s timer=%s: %s", run_id, member, error)
+            logger.error("run_id=%s timer=%s: %s", run_id, member, error)  # noqa: TRY400 - the message says it all
             await self._committer.commit(Commit(run_id, fence))
             return
         if isinstance(timer, Promotion):

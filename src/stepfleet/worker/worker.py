@@ -72,7 +72,9 @@ class Worker:
         self._options = options or WorkerOptions()
         self._workflows = dict(workflows)
         self._runtime = runtime
-        self._executor = ThreadPoolExecutor(self._options.threads, thread_name_prefix="stepfleet-step")
+        self._executor = ThreadPoolExecutor(
+            self._options.threads, thread_name_prefix="stepfleet-step"
+        )
         self._calls = fleet.link("worker")
         self._reads = fleet.link("worker-read")
         self._commits = fleet.link("worker-commit")
@@ -93,7 +95,9 @@ class Worker:
         consumer = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         lease = self._options.lease.total_seconds()
         self._heartbeat = Heartbeat(self._fleet, consumer, lease=lease, describe=self._describe)
-        store = RunStore(self._commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds)
+        store = RunStore(
+            self._commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds
+        )
         self._committer = Committer(store)
         self._consumer = Consumer(
             self._reads, self._calls, self._fleet.keys, self._routes(), consumer=consumer
@@ -132,7 +136,9 @@ class Worker:
 
     def _serves(self, step: str) -> bool:
         options = self._options
-        return (options.steps is None or step in options.steps) and step not in options.exclude_steps
+        return (
+            options.steps is None or step in options.steps
+        ) and step not in options.exclude_steps
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -140,7 +146,9 @@ class Worker:
             "pid": os.getpid(),
             "started": int(self._started_at * 1000),
             "workflows": {name: plan.graph.digest for name, (plan, _) in self._workflows.items()},
-            "steps": sorted({f"{route.workflow}.{route.step}" for route in self._routes() if route.step}),
+            "steps": sorted(
+                {f"{route.workflow}.{route.step}" for route in self._routes() if route.step}
+            ),
             "concurrency": self._options.concurrency,
             "running": len(self._processor.held),
         }
@@ -157,7 +165,7 @@ class Worker:
         self._stop.set()
 
     async def run(self, *, burst: bool = False, on_ready: Callable[[], None] | None = None) -> int:
-        """Work until `stop`; with `burst`, until nothing is left to do. Return how many deliveries were handed back.
+        """Work until `stop`, or with `burst` until nothing is left; return how many deliveries went back.
 
         Raises:
             ConnectionLost, StoreRefused: Redis cannot be used at the start.
@@ -185,7 +193,12 @@ class Worker:
 
     async def _announce(self) -> None:
         commands = [
-            ("HSET", self._fleet.keys.workflow(name), plan.graph.digest, encode_definition(definition_of(plan, flow)))
+            (
+                "HSET",
+                self._fleet.keys.workflow(name),
+                plan.graph.digest,
+                encode_definition(definition_of(plan, flow)),
+            )
             for name, (plan, flow) in self._workflows.items()
         ]
         for reply in await self._calls.calls(commands):
@@ -208,7 +221,9 @@ class Worker:
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            logger.critical("a loop of the worker ended: loop=%s", task.get_name(), exc_info=task.exception())
+            logger.critical(
+                "a loop of the worker ended: loop=%s", task.get_name(), exc_info=task.exception()
+            )
             self.stop()
 
     async def _close(self) -> None:
@@ -237,7 +252,8 @@ class Worker:
                 consumer = self._consumer
                 arrivals = await consumer.read(free)
             except StoreRefused as error:
-                # NOGROUP, or the stream was deleted under the read: Redis lost data, or somebody removed it.
+                # NOGROUP, or the stream was deleted under the read: Redis lost data, or somebody
+                # removed it.
                 await outage.pause(error)
                 await self._recreate()
                 continue
@@ -246,8 +262,8 @@ class Worker:
                 continue
             outage.over()
             self._finished_reads += 1
-            if consumer is not self._consumer:
-                continue  # read under a name that was buried meanwhile: others reclaim it
+            if consumer is not self._consumer or self._draining:
+                continue  # of a name that was buried meanwhile, or too late: handed back or reclaimed
             for arrival in arrivals:
                 self._processor.accept(arrival)
 
@@ -279,7 +295,8 @@ class Worker:
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
-            # The first step of a run arms its deadline soon after it began, long before the next lease beat.
+            # The first step of a run arms its deadline soon after it began, long before the next
+            # lease beat.
             await asyncio.sleep(TICK / 5 if self._processor.held else TICK)
 
     async def _timer_loop(self) -> None:
@@ -309,7 +326,7 @@ class Worker:
             try:
                 await self._reclaim(handed_back or self._heartbeat.work_was_returned)
                 await self._audit()
-                await self._tidy()
+                await self.tidy()
                 if self._fleet.clock.steady() - last_clean > JANITOR:
                     last_clean = self._fleet.clock.steady()
                     retention_ms = int(self._fleet.bounds.retention.total_seconds() * 1000)
@@ -339,18 +356,24 @@ class Worker:
             self._sweep_now.set()
 
     async def _audit(self) -> None:
-        """Take what is pending under this name in two audits, with a finished read between them, and not held."""
+        """Take what is pending here in two audits, with a finished read between them, and not held."""
         held = self._consumer.held_rows(self._processor.held)
         pending = set(await self._consumer.pending())
         held |= self._consumer.held_rows(self._processor.held)
         strays = pending - held
-        unseen = [row for row in strays if self._suspicious.get(row, self._finished_reads) < self._finished_reads]
+        unseen = [
+            row
+            for row in strays
+            if self._suspicious.get(row, self._finished_reads) < self._finished_reads
+        ]
         self._suspicious = {row: self._suspicious.get(row, self._finished_reads) for row in strays}
         for arrival in await self._consumer.audit(unseen):
-            logger.warning("a delivery was never seen here, it starts now: run_id=%s", arrival.run_id)
+            logger.warning(
+                "a delivery was never seen here, it starts now: run_id=%s", arrival.run_id
+            )
             self._processor.accept(arrival)
 
-    async def _tidy(self) -> None:
+    async def tidy(self) -> None:
         """Expire what the end of a run could not name."""
         keys = self._fleet.keys
         ended = await self._calls.call("LRANGE", keys.tidy, 0, 99)
@@ -367,7 +390,9 @@ class Worker:
 
     async def _rise(self) -> None:
         """Go on under a new name: others have buried this one and took its work."""
-        logger.error("the lease ran out and others took this worker's deliveries: consumer=%s", self.consumer)
+        logger.error(
+            "the lease ran out and others took this worker's deliveries: consumer=%s", self.consumer
+        )
         self._processor.drop_all("gone")
         old = self._heartbeat
         await old.stop()
@@ -389,7 +414,11 @@ class Worker:
             reads = self._finished_reads
             await asyncio.sleep(TICK)
             busy = self._processor.held or not await self._nothing_to_read()
-            quiet = 0 if busy or reads == self._finished_reads and self._processor.free == 0 else quiet + 1
+            quiet = (
+                0
+                if busy or (reads == self._finished_reads and self._processor.free == 0)
+                else quiet + 1
+            )
 
     async def _nothing_to_read(self) -> bool:
         streams = [self._fleet.keys.stream(r.workflow, r.type, r.step) for r in self._routes()]
@@ -437,7 +466,9 @@ class Worker:
                 logger.warning("handed back: count=%d", count)
             return len(rest)
         except (StoreError, TimeoutError) as error:
-            logger.warning("could not hand back, the lease has to run out: count=%d error=%s", len(rest), error)
+            logger.warning(
+                "could not hand back, the lease has to run out: count=%d error=%s", len(rest), error
+            )
             return len(rest)
 
 
@@ -465,8 +496,8 @@ class Outage:
 
 def _names(running: Sequence[Held]) -> str:
     shown = [
-        f"{held.delivery.route.step or 'system'}(run {held.delivery.run_id})" for held in running[:5]
+        f"{held.delivery.route.step or 'system'}(run {held.delivery.run_id})"
+        for held in running[:5]
     ]
     more = f" and {len(running) - 5} more" if len(running) > 5 else ""
     return ", ".join(shown) + more
-

@@ -1,0 +1,44 @@
+"""The places where every behaviour is tested, and what each test has to leave behind: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from tests.conformance.place import Place
+
+
+@pytest_asyncio.fixture(params=["memory", "redis", "valkey"])
+async def place(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Place]:
+    """Gives a place to run workflows; checks afterwards that no key, no run and no task is left."""
+    place = Place(_url(request), f"t{uuid4().hex[:12]}")
+    try:
+        yield place
+        await place.assert_nothing_leaks()
+    finally:
+        await place.close()
+    await asyncio.sleep(0)  # what was cancelled last ends now
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks are left: {left}"
+    defects = [
+        record.getMessage()
+        for record in caplog.get_records("call")
+        if record.levelno >= logging.CRITICAL or "could not be settled" in record.getMessage()
+    ]
+    assert not defects
+
+
+def _url(request: pytest.FixtureRequest) -> str:
+    if request.param == "memory":
+        return "memory://"
+    urls: dict[str, str] = request.getfixturevalue("server_urls")
+    if request.param not in urls:
+        pytest.skip(f"no {request.param} server on this machine")
+    return urls[request.param]
