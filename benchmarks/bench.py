@@ -1,7 +1,7 @@
 """Measures stepfleet on this machine beside a hand-made loop: `make bench`, or `make bench QUICK=1`.
 
-Everything runs in interleaved rounds on one Redis server without persistence; medians, minima and maxima over the
-rounds are printed and written to `docs/benchmarks.md`. Absolute figures hold for this machine only.
+Everything runs in interleaved rounds on one Redis server without persistence; medians, minima and
+maxima over the rounds are printed and written to `docs/benchmarks.md`. They hold for this machine only.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Processes:
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        log = Path(self.folder.name, f"{len(self._started)}.log").open("wb")
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        with Path(self.folder.name, f"{len(self._started)}.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self._started.append(process)
         return process
 
@@ -130,10 +130,16 @@ async def last_result(server: redis.Redis) -> Any:
     return rows[0][0] if rows else "0-0"
 
 
-async def costs(server: redis.Redis, worker_pid: int, work: Callable[[], Awaitable[Any]], steps: int) -> dict[str, float]:
+async def costs(
+    server: redis.Redis, worker_pid: int, work: Callable[[], Awaitable[Any]], steps: int
+) -> dict[str, float]:
     """Counts what the work costs: it does not depend on how busy the machine is."""
     server_pid = int((await server.info("server"))["process_id"])
-    before, cpu, server_cpu = await server.info("all"), cpu_seconds(worker_pid), cpu_seconds(server_pid)
+    before, cpu, server_cpu = (
+        await server.info("all"),
+        cpu_seconds(worker_pid),
+        cpu_seconds(server_pid),
+    )
     await work()
     after = await server.info("all")
 
@@ -144,12 +150,20 @@ async def costs(server: redis.Redis, worker_pid: int, work: Callable[[], Awaitab
             if re.fullmatch(r"cmdstat_(" + "|".join(names) + ")", name)
         )
 
-    outer = ("evalsha", "xreadgroup", "xread", "hmget")
+    outer = ("evalsha", "xreadgroup", "xread")
     return {
-        "Redis calls per step, producer included": (calls(after, *outer) - calls(before, *outer)) / steps,
-        "Redis commands per step, inside scripts too": (calls(after, ".*") - calls(before, ".*")) / steps,
-        "bytes to Redis per step": (after["total_net_input_bytes"] - before["total_net_input_bytes"]) / steps,
-        "bytes from Redis per step": (after["total_net_output_bytes"] - before["total_net_output_bytes"]) / steps,
+        "Redis calls per step, producer included": (calls(after, *outer) - calls(before, *outer))
+        / steps,
+        "Redis commands per step, inside scripts too": (calls(after, ".*") - calls(before, ".*"))
+        / steps,
+        "bytes to Redis per step": (
+            after["total_net_input_bytes"] - before["total_net_input_bytes"]
+        )
+        / steps,
+        "bytes from Redis per step": (
+            after["total_net_output_bytes"] - before["total_net_output_bytes"]
+        )
+        / steps,
         "worker CPU per step, us": (cpu_seconds(worker_pid) - cpu) / steps * 1e6,
         "Redis CPU per step, us": (cpu_seconds(server_pid) - server_cpu) / steps * 1e6,
     }
@@ -160,7 +174,9 @@ async def main() -> None:
     try:
         port = free_port()
         url = f"redis://127.0.0.1:{port}"
-        processes.start(str(find_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--save", "")
+        processes.start(
+            str(find_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--save", ""
+        )
         server = redis.Redis.from_url(url)
 
         async def answers() -> bool:
@@ -181,7 +197,9 @@ async def main() -> None:
         processes.start(sys.executable, "-m", "benchmarks.ceiling", url)
 
         async def both_ready() -> bool:
-            return bool(await server.exists("{default:0}:leases")) and bool(await server.exists(STREAMS[2]))
+            return bool(await server.exists("{default:0}:leases")) and bool(
+                await server.exists(STREAMS[2])
+            )
 
         await until(both_ready)
         async with Client(url) as client:
@@ -218,9 +236,9 @@ def report(rows: dict[str, list[float]], counted: dict[str, float], server: str)
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`; absolute figures hold for the machine below only, so compare within one table.",
-        "One worker process, one producer, one Redis server without persistence, all on the same cores. The hand-made",
-        "loop (`benchmarks/ceiling.py`) has no fence, slots, retries or recovery.",
+        "Written by `make bench`; absolute figures hold for the machine below only: compare within one",
+        "table. One worker process, one producer, one server without persistence, all on the same cores.",
+        "The hand-made loop (`benchmarks/ceiling.py`) has no fence, slots, retries or recovery.",
         "",
         f"- machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         f"- redis-server {server}, redis-py {version('redis')}, {ROUNDS} rounds after one to warm up",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -30,10 +31,8 @@ STREAMS = ("{c}:1", "{c}:2", "{c}:3", "{c}:out")
 async def main(url: str) -> None:
     reads, writes = redis.Redis.from_url(url), redis.Redis.from_url(url)
     for name in STREAMS[:3]:
-        try:
+        with suppress(redis.ResponseError):
             await reads.xgroup_create(name, "g", "0", mkstream=True)
-        except redis.ResponseError:
-            pass
     hop = writes.register_script(HOP)
     print("ready", flush=True)
     while True:

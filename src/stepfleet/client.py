@@ -12,13 +12,13 @@ import re
 import secrets
 import string
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.context import Context
 from stepfleet.core import endings
 from stepfleet.core.commit import Route
-from stepfleet.core.plan import SYSTEM, Plan, type_name
+from stepfleet.core.plan import SYSTEM, Plan, routes_of, type_name
 from stepfleet.errors import (
     DefinitionError,
     RunConflictError,
@@ -35,6 +35,8 @@ from stepfleet.storage.reader import Definition, RunReader, RunRecord
 from stepfleet.storage.run_store import RunStore
 from stepfleet.storage.watcher import RECHECK, Watcher
 from stepfleet.workflow import Workflow, options_of
+
+T = TypeVar("T")
 
 logger = logging.getLogger("stepfleet.client")
 
@@ -111,11 +113,12 @@ class Connected:
         self.spawn(self.committer.run())
         self.spawn(self._recheck())
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run something beside the callers."""
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something beside the callers, until it ends or the client is closed."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Stop the tasks and close the connections."""
@@ -315,27 +318,15 @@ class Connected:
     ) -> RemoteRun:
         """Return a run that was started or is attached to."""
         plan = target.plan if target is not None else None
-        codec = self._reading_codec(plan)
         name = target.name if target is not None else ""
-
-        async def routing(event: Event, step: str | None) -> tuple[str, bytes, Sequence[Route]]:
-            sender = plan.codec if plan is not None else self.codec
-            type_id, payload = sender.encode_event(event)
-            if plan is not None:
-                return type_id, payload, _targeted(plan, event, step)
-            return type_id, payload, await self._routes(run_id, name, type_id, step)
-
         return RemoteRun(
             self,
             run_id,
             workflow=name,
-            codec=codec,
-            routing=routing,
+            codec=self._reading_codec(plan),
+            routing=_AnnouncedRouting(self, run_id, name) if plan is None else _PlannedRouting(plan),
             state_type=plan.graph.state_type if plan is not None else None,
             started=started,
-            check=(lambda event, step: _check_send(plan, event, step))
-            if plan is not None
-            else None,
         )
 
     def _reading_codec(self, plan: Plan | None) -> Codec:
@@ -345,9 +336,14 @@ class Connected:
             plan.add_types(self._types)
         return plan.reading_codec
 
-    async def _routes(
+    async def routes(
         self, run_id: str, name: str, type_id: str, step: str | None
     ) -> Sequence[Route]:
+        """Return the streams of an event type, as the run's workers announced them.
+
+        Raises:
+            WorkflowRuntimeError: the step does not accept the type.
+        """
         if not name:
             record = (await self.reader.runs([run_id]))[0]
             if record is None:
@@ -416,20 +412,33 @@ class Connected:
                 await self._look(waiting[first : first + 500])
 
 
-def _targeted(plan: Plan, event: Event, step: str | None) -> Sequence[Route]:
-    routes = plan.accepted_by(type(event))
-    if step is None:
-        return routes or (plan.system,)
-    return [route for route in routes if route.step == step]
+class _PlannedRouting:
+    """Where events go, as the workflow's class says."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def encode(self, event: Event, step: str | None) -> tuple[str, bytes]:
+        routes_of(self._plan, event, step)
+        return self._plan.codec.encode_event(event)
+
+    async def routes(self, event: Event, type_id: str, step: str | None) -> Sequence[Route]:
+        return routes_of(self._plan, event, step)
 
 
-def _check_send(plan: Plan, event: Event, step: str | None) -> None:
-    if step is None:
-        return
-    if step not in plan.graph.steps:
-        raise WorkflowRuntimeError(f"Step {step} does not exist")
-    if not _targeted(plan, event, step):
-        raise WorkflowRuntimeError(f"Step {step} does not accept event of type {type(event)}")
+class _AnnouncedRouting:
+    """Where events go, as workers announced it."""
+
+    def __init__(self, connected: Connected, run_id: str, workflow: str) -> None:
+        self._connected = connected
+        self._run_id = run_id
+        self._workflow = workflow
+
+    def encode(self, event: Event, step: str | None) -> tuple[str, bytes]:
+        return self._connected.codec.encode_event(event)
+
+    async def routes(self, event: Event, type_id: str, step: str | None) -> Sequence[Route]:
+        return await self._connected.routes(self._run_id, self._workflow, type_id, step)
 
 
 class Client:

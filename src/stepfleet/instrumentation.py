@@ -86,12 +86,12 @@ class JsonFormatter(logging.Formatter):
             "ts": _timestamp(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "msg": _masked(record.getMessage()),
+            "msg": masked(record.getMessage()),
         }
         line |= {name: _plain(value) for name, value in _fields(record).items()}
         if record.exc_info and record.exc_info[0]:
             line["error.type"] = record.exc_info[0].__qualname__
-            line["traceback"] = _masked(self.formatException(record.exc_info))
+            line["traceback"] = masked(self.formatException(record.exc_info))
         if record.stack_info:
             line["stack"] = record.stack_info
         return json.dumps(line, ensure_ascii=False)
@@ -104,10 +104,10 @@ class ConsoleFormatter(logging.Formatter):
         """Return the line."""
         time = _timestamp(record).astimezone().strftime("%H:%M:%S.%f")[:-3]
         fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
-        message = _masked(record.getMessage())
+        message = masked(record.getMessage()) + (" " if fields else "")
         lines = [f"{time} {record.levelname:<8} {record.name}: {message}{fields}"]
         if record.exc_info and record.exc_info[0]:
-            lines.append(_masked(self.formatException(record.exc_info)))
+            lines.append(masked(self.formatException(record.exc_info)))
         if record.stack_info:
             lines.append(record.stack_info)
         return "\n".join(lines)
@@ -150,7 +150,7 @@ def _plain(value: object) -> object:
         case BaseModel():
             return f"<{type(value).__name__}>"
         case str():
-            return _masked(value)
+            return masked(value)
         case None | bool() | int() | float():
             return value
         case list() | tuple():
@@ -159,8 +159,9 @@ def _plain(value: object) -> object:
             items = cast("dict[object, object]", value).items()
             return {str(key): _plain(item) for key, item in items}
         case _:
-            return _masked(str(value))
+            return masked(str(value))
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
+    """Return `text` with the password of every URL in it replaced by `***`."""
     return _URL.sub(lambda url: mask_url(url[0]), text) if "://" in text else text

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from inspect import isfunction
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from stepfleet.codec import Codec, Limits, TypeRegistry
 from stepfleet.core.plan import Plan, type_name
-from stepfleet.errors import EncodeError
+from stepfleet.errors import DefinitionError, EncodeError
+from stepfleet.graph import Graph
 from stepfleet.storage.reader import Definition
 from stepfleet.workflow import Workflow, graph_of, options_of
 
@@ -49,7 +54,45 @@ def make_plan(
         types = workflow.declared_types()
     state = (graph.state_type,) if graph.state_type is not None else ()
     registry.reachable([*graph.event_types, *types, *state])
+    cls = workflow if isinstance(workflow, type) else type(workflow)
+    for mentioned in _mentioned_types(cls, graph):
+        with suppress(DefinitionError):  # a class that cannot travel is an error where it is sent
+            registry.reachable([mentioned])
     return Plan(name, graph, registry, Codec(registry, limits=limits))
+
+
+def _mentioned_types(cls: type[Workflow], graph: Graph) -> list[type]:
+    """Return the classes that the code of a workflow names: what its steps may publish, send and raise.
+
+    Most of them stand in no annotation, such as the progress events that a step only publishes.
+    """
+    functions: list[Any] = [spec.function for spec in graph.steps.values()]
+    for owner in cls.__mro__:
+        if owner is not Workflow and issubclass(owner, Workflow):
+            functions += [value for value in vars(owner).values() if isfunction(value)]
+    found = [value for function in functions for value in _named_in(function)]
+    return [
+        value
+        for value in dict.fromkeys(value for value in found if isinstance(value, type))
+        if value.__module__ != "builtins"
+    ]
+
+
+def _named_in(function: FunctionType) -> Iterator[Any]:
+    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    pending = [function.__code__]
+    while pending:
+        code = pending.pop()
+        pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for name in code.co_freevars:
+            with suppress(ValueError):  # a variable that has no value yet
+                if name in closure:
+                    yield closure[name].cell_contents
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            yield value
+            if isinstance(value, ModuleType):
+                yield from (getattr(value, attribute, None) for attribute in code.co_names)
 
 
 def definition_of(plan: Plan, workflow: Workflow) -> Definition:

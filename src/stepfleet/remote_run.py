@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from stepfleet.codec import Codec
 from stepfleet.core import endings
@@ -16,6 +17,7 @@ from stepfleet.errors import (
     RunFailed,
     RunNotFound,
     WorkflowCancelledByUser,
+    WorkflowError,
     WorkflowRuntimeError,
     WorkflowTimeoutError,
 )
@@ -28,6 +30,10 @@ from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
 from stepfleet.wire import encode_record
+
+T = TypeVar("T")
+
+logger = logging.getLogger("stepfleet.client")
 
 #: Seconds that an `edit_state` outside of steps may take.
 EDIT_LEASE_MS: Final = 15_000
@@ -47,12 +53,31 @@ class Services(Protocol):
         """Wait for the end of a run."""
         ...
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run something beside the callers."""
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something beside the callers, until the client is closed."""
         ...
 
 
-Routing = Callable[[Event, str | None], Coroutine[Any, Any, tuple[str, bytes, Sequence[Route]]]]
+class Routing(Protocol):
+    """How events that a caller sends are encoded, and where they go."""
+
+    def encode(self, event: Event, step: str | None) -> tuple[str, bytes]:
+        """Return an event's type id and bytes.
+
+        Raises:
+            WorkflowRuntimeError: as far as is known here, there is no such step, or it does not
+                accept this type.
+            EncodeError: the event cannot travel.
+        """
+        ...
+
+    async def routes(self, event: Event, type_id: str, step: str | None) -> Sequence[Route]:
+        """Return the streams that the event goes to.
+
+        Raises:
+            WorkflowRuntimeError: there is no such step, or it does not accept this type.
+        """
+        ...
 
 
 class RemoteRun:
@@ -68,31 +93,28 @@ class RemoteRun:
         routing: Routing,
         state_type: Any,
         started: Coroutine[Any, Any, None] | None = None,
-        check: Callable[[Event, str | None], None] | None = None,
     ) -> None:
         self._services = services
         self._codec = codec
         self._routing = routing
-        self._check = check
         self.run_id = run_id
         self.workflow = workflow
         self.last_sequence = 0
         self._record: RunRecord | None = None
         self._end: asyncio.Task[RunRecord] | None = None
-        #: The start and what was sent after it, in order.
-        self._tail: asyncio.Task[None] | None = None
+        self._start: asyncio.Task[None] | None = None
+        #: The last event that was sent without waiting: the next one goes behind it.
+        self._sending: asyncio.Task[None] | None = None
         if started is not None:
-            self._tail = asyncio.ensure_future(started)  # pyright: ignore[reportAttributeAccessIssue]
-            self._tail.add_done_callback(_seen)
+            self._start = services.spawn(started)
+            self._start.add_done_callback(_seen)
         self.store: StateStore[Any] = StateStore(self._port(), state_type)
 
     # -- the end -----------------------------------------------------------------------------------
 
     def is_done(self) -> bool:
         """Whether the end was seen here."""
-        return self._record is not None or (
-            self._tail is not None and self._tail.done() and self._tail.exception() is not None
-        )
+        return self._record is not None or (self._start is not None and _failed(self._start))
 
     def ended_with(self) -> StopEvent | None:
         """Return the event that ended the run, if it was seen here and is no failure."""
@@ -102,18 +124,19 @@ class RemoteRun:
 
     async def started(self) -> None:
         """Wait until the run is recorded."""
-        if self._tail is not None:
-            await asyncio.shield(self._tail)
+        if self._start is not None:
+            await asyncio.shield(self._start)
 
     async def record(self) -> RunRecord:
         """Wait for the end and return the run's record."""
         await self.started()
         record = self._record
         if record is None:
-            if self._end is None or (self._end.done() and self._end.exception() is not None):
-                self._end = asyncio.ensure_future(self._services.ended(self.run_id))
+            if self._end is None or _failed(self._end):
+                self._end = self._services.spawn(self._services.ended(self.run_id))
                 self._end.add_done_callback(_seen)
-            record = self._record = await asyncio.shield(self._end)
+            record = await asyncio.shield(self._end)
+            self._record = record
         return record
 
     async def stop_event(self) -> StopEvent:
@@ -238,30 +261,36 @@ class RemoteRun:
 
     async def send(self, event: Event, step: str | None) -> None:
         """Send an event into the run, once however often it is tried."""
-        await self.started()
-        await self._send(event, step, secrets.token_urlsafe(12))
+        type_id, payload = self._routing.encode(event, step)
+        await self._after(self._sending)
+        await self._send(event, type_id, payload, step, secrets.token_urlsafe(12))
 
     def send_soon(self, event: Event, step: str | None) -> None:
         """Send an event behind those sent before, without waiting."""
-        if self._check is not None:
-            self._check(event, step)
-        operation, before = secrets.token_urlsafe(12), self._tail
+        type_id, payload = self._routing.encode(event, step)
+        operation, before = secrets.token_urlsafe(12), self._sending
 
         async def in_turn() -> None:
-            if before is not None:
-                await asyncio.shield(before)
             try:
-                await self._send(event, step, operation)
-            except WorkflowRuntimeError:
-                if self._check is None:
-                    raise
-                # The run has ended meanwhile: as in the model, nobody is told.
+                await self._after(before)
+                await self._send(event, type_id, payload, step, operation)
+            except WorkflowError as error:
+                # Nobody waits for it. An event for a run that has ended is dropped, as in the model.
+                logger.warning(
+                    "an event was not sent: run_id=%s type=%s error=%s", self.run_id, type_id, error
+                )
 
-        self._tail = asyncio.ensure_future(in_turn())  # pyright: ignore[reportAttributeAccessIssue]
-        self._tail.add_done_callback(_seen)
+        self._sending = self._services.spawn(in_turn())
 
-    async def _send(self, event: Event, step: str | None, operation: str) -> None:
-        type_id, payload, routes = await self._routing(event, step)
+    async def _after(self, before: asyncio.Task[None] | None) -> None:
+        await self.started()
+        if before is not None:
+            await asyncio.wait([before])
+
+    async def _send(
+        self, event: Event, type_id: str, payload: bytes, step: str | None, operation: str
+    ) -> None:
+        routes = await self._routing.routes(event, type_id, step)
         parent = f"{self.run_id}/{operation}"
         record = encode_record(Record(parent, type_id, payload))
         words: list[Word] = [
@@ -359,6 +388,10 @@ def values_to_write(values: Mapping[str, Any], codec: Codec) -> dict[str, bytes]
 
 def _moment(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _seen(task: asyncio.Future[Any]) -> None:

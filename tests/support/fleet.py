@@ -452,7 +452,8 @@ class TestFleet:
 
     def _lasting_keys(self, runs: set[str]) -> list[str]:
         with self.redis() as client:
-            keys = [key for run in runs for key in client.scan_iter(f"*:run:{run}*", count=10_000)]
+            found = client.scan_iter("*:run:*", count=10_000)
+            keys = [key for key in found if key.decode().split(":run:")[1].split(":")[0] in runs]
             with client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.pttl(key)

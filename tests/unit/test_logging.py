@@ -165,7 +165,7 @@ def test_the_console_has_one_readable_line() -> None:
     assert len(time) == len("12:34:56.789")
     assert rest == (
         "WARNING  tests.unit.logging: slow"
-        " workflow=Jokes run_id=r1 step=tell delivery=d1 attempt=2\n"
+        "  workflow=Jokes run_id=r1 step=tell delivery=d1 attempt=2\n"
     )
 
 

@@ -1,168 +1,252 @@
-"""`workflow-worker`: arguments -> settings -> wiring -> documented exit code. The composition root of a worker.
+"""`workflow-worker`: arguments -> settings and workflows -> one worker process -> exit code.
 
-Exit codes: 0 drained or burst done; 1 crashed; 2 usage; 3 a setting, target or workflow is wrong;
-69 Redis cannot be reached; 75 the drain limit passed and deliveries were handed back; 130/143
-forced by a second SIGINT/SIGTERM.
+The composition root of a worker. `exits` names the exit codes, `serving` is the process's life.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
-import sys
+import difflib
+import time
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypedDict, Unpack
 
 import click
 
 from stepfleet import __version__
+from stepfleet.cli.exits import CRASHED, OK, complain, run_program
+from stepfleet.cli.probe import look
+from stepfleet.cli.serving import HEALTH_S, Job, serve, stop_means_leave, stop_with
 from stepfleet.cli.target import load_targets
-from stepfleet.client import Client
 from stepfleet.connect import fleet_of, resolve_url
+from stepfleet.core.plan import Plan
 from stepfleet.embedded.server import embedded_server
-from stepfleet.errors import ConnectionLost, DefinitionError, StoreError
+from stepfleet.errors import SettingsError
 from stepfleet.instrumentation import configure_logging
 from stepfleet.planning import make_plan
-from stepfleet.settings import Settings
-from stepfleet.worker.worker import Worker, WorkerOptions
+from stepfleet.settings import Settings, mask_url
+from stepfleet.storage.fleet import Fleet
+from stepfleet.workflow import Workflow, graph_of
 
-logger = logging.getLogger("stepfleet.worker")
+PROGRAM: Final = "workflow-worker"
 
-#: Exit codes; `docs/reference/cli.md` lists them.
-OK, CRASHED, USAGE, CONFIG, UNAVAILABLE, HANDED_BACK = 0, 1, 2, 3, 69, 75
+#: Seconds after which `--check` calls a health file stale: the process missed several touches.
+STALE_S: Final = 10 * HEALTH_S
+
+#: Options that are settings: their values are checked where all settings are.
+_SETTINGS: Final = (
+    "namespace",
+    "concurrency",
+    "threads",
+    "lease",
+    "drain_timeout",
+    "log_format",
+    "log_level",
+)
+
+_EPILOG: Final = """\b
+Exit codes:
+  0        drained, nothing left to do, or the check is fine
+  1        crashed, or the health file of the check is stale
+  2        wrong usage
+  3        a setting, target, workflow or the server's configuration is wrong
+  69       Redis cannot be reached
+  75       the drain timeout passed; what still ran was handed back
+  130/143  a second SIGINT/SIGTERM; what still ran was handed back
+
+Every setting can also come from STEPFLEET_<NAME> or [tool.stepfleet] in pyproject.toml.
+"""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class Given(TypedDict):
+    """The options as they were given; None or False when they were not."""
+
+    redis_url: str | None
+    namespace: str | None
+    concurrency: str | None
+    threads: str | None
+    steps: str | None
+    exclude_steps: str | None
+    lease: str | None
+    drain_timeout: str | None
+    embedded: bool
+    burst: bool
+    check: bool
+    health_file: Path | None
+    log_format: str | None
+    log_level: str | None
+    parent: int | None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.argument("targets", nargs=-1, metavar="TARGET...")
+@click.option("--redis-url", metavar="URL", help="The Redis server. [STEPFLEET_REDIS_URL]")
+@click.option("--namespace", metavar="NAME", help="The fleet on that server. [default]")
+@click.option("--concurrency", metavar="N", help="Steps that this process runs at once. [100]")
+@click.option("--threads", metavar="N", help="Threads for steps that are not async. [16]")
+@click.option("--steps", metavar="A,B", help="Run only these steps.")
+@click.option("--exclude-steps", metavar="A,B", help="Run all steps but these.")
 @click.option(
-    "--redis-url", help="Redis server; else STEPFLEET_REDIS_URL, REDIS_URL, pyproject.toml."
+    "--lease", metavar="TIME", help="Silence after which others take this worker's work. [15s]"
 )
-@click.option("--namespace", help="The fleet on that server.")
-@click.option("--concurrency", type=int, help="Steps that run at once in this process. [100]")
-@click.option("--threads", type=int, help="Threads for steps that are not async. [16]")
-@click.option("--steps", help="Run only these steps: a,b")
-@click.option("--exclude-steps", help="Run all steps but these: c,d")
 @click.option(
-    "--lease",
-    help="Silence after which others take this worker's deliveries: 15, 15s, 500ms. [15s]",
+    "--drain-timeout", metavar="TIME", help="How long steps may finish after SIGTERM. [30s]"
 )
-@click.option("--drain-timeout", help="How long steps may finish after SIGTERM. [30s]")
-@click.option(
-    "--embedded", is_flag=True, help="Start or share a Redis server of this folder (.stepfleet/)."
-)
-@click.option("--burst", is_flag=True, help="Work until nothing is left, then exit.")
+@click.option("--embedded", is_flag=True, help="Use this folder's own server, started if need be.")
+@click.option("--burst", is_flag=True, help="Work until nothing is left to do, then exit.")
 @click.option("--check", is_flag=True, help="Check targets, settings and Redis, then exit.")
 @click.option(
-    "--health-file", type=click.Path(path_type=Path), help="Touched while the worker is healthy."
+    "--health-file",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="A file that is touched while the worker is healthy.",
 )
-@click.option("--log-format", type=click.Choice(["auto", "console", "json"]))
-@click.option("--log-level", help="debug, info, warning, error")
-@click.version_option(__version__, prog_name="workflow-worker")
-def command(targets: tuple[str, ...], **given: Any) -> int:
-    """Run the steps of workflows. TARGET is module:object: a Workflow class, an instance, a {name: Workflow}
-    mapping, or a function without arguments that returns one of these.
+@click.option("--log-format", metavar="auto|console|json", help="How log lines look. [auto]")
+@click.option(
+    "--log-level", metavar="LEVEL", help="debug, info, warning, error or critical. [info]"
+)
+@click.option("--parent", type=int, hidden=True, help="Drain when this process is gone.")
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def command(targets: tuple[str, ...], **given: Unpack[Given]) -> int:
+    """Run the steps of workflows.
+
+    TARGET is module:object, found from the working directory. The object is a Workflow class, an
+    instance, a {name: Workflow} mapping, or a function without arguments that returns one of these.
+    Without TARGET, those of [tool.stepfleet.workflows] in pyproject.toml are run.
     """
-    try:
-        settings = _settings(given)
-        configure_logging(settings.log_format, settings.log_level)
-        workflows = load_targets(targets or settings.workflows)
-        if not workflows:
-            raise click.UsageError(
-                'no TARGET: give module:object, or [tool.stepfleet] workflows = {name = "module:object"} in pyproject.toml'
-            )
-        for workflow in workflows.values():
-            workflow.validate()
-        if given["embedded"]:
-            with embedded_server(Path.cwd()) as url:
-                return asyncio.run(_serve(url, settings, workflows, given))
-        return asyncio.run(
-            _serve(resolve_url(given["redis_url"], settings), settings, workflows, given)
+    if given["embedded"] and given["redis_url"]:
+        raise click.UsageError("--embedded and --redis-url exclude each other")
+    options: Mapping[str, Any] = given
+    settings = Settings(**{name: options[name] for name in _SETTINGS})
+    configure_logging(settings.log_format, settings.log_level)
+    if given["parent"] is not None:
+        stop_with(given["parent"], drain_s=settings.drain_timeout.total_seconds())
+    workflows = _workflows(targets, settings, may_be_none=given["check"])
+    steps, excluded = _chosen_steps(given["steps"], given["exclude_steps"], workflows)
+    with _server(given, settings) as url:
+        fleet = fleet_of(url, settings)
+        job = Job(
+            shown_url=mask_url(url),
+            fleet=fleet,
+            settings=settings,
+            plans=_plans(workflows, fleet),
+            steps=steps,
+            exclude_steps=excluded,
+            burst=given["burst"],
+            health_file=given["health_file"],
         )
-    except DefinitionError as error:
-        click.echo(f"workflow-worker: {error}", err=True)
-        return CONFIG
-    except ConnectionLost as error:
-        click.echo(f"workflow-worker: {error}", err=True)
-        return UNAVAILABLE
-    except StoreError as error:
-        click.echo(f"workflow-worker: Redis refuses: {error}", err=True)
-        return CONFIG
+        return asyncio.run(_check(job) if given["check"] else serve(job))
 
 
 def main() -> None:
     """Run `workflow-worker` and exit with its code."""
-    sys.exit(command.main(standalone_mode=False) if "--standalone" in sys.argv else _exit_code())
+    stop_means_leave()
+    run_program(PROGRAM, command)
 
 
-def _exit_code() -> int:
-    try:
-        return int(command.main(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
+def _workflows(
+    targets: tuple[str, ...], settings: Settings, *, may_be_none: bool
+) -> dict[str, Workflow]:
+    workflows = load_targets(targets or settings.workflows)
+    if not workflows and not may_be_none:
+        raise click.UsageError(
+            "no TARGET is given. Say module:object, such as app.flows:OrderFlow, or list them in "
+            "pyproject.toml under [tool.stepfleet.workflows]"
+        )
+    for workflow in workflows.values():
+        workflow.validate()
+    return workflows
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    names = (
-        "namespace",
-        "concurrency",
-        "threads",
-        "lease",
-        "drain_timeout",
-        "log_format",
-        "log_level",
-    )
-    return Settings(**{name: given[name] for name in names})
-
-
-def _names(listed: str | None) -> frozenset[str] | None:
-    return (
-        None
-        if listed is None
-        else frozenset(name.strip() for name in listed.split(",") if name.strip())
-    )
-
-
-async def _serve(
-    url: str, settings: Settings, workflows: dict[str, Any], given: dict[str, Any]
-) -> int:
-    fleet = fleet_of(url, settings)
-    client = Client(fleet, patience=None)
-    served = {
+def _plans(workflows: Mapping[str, Workflow], fleet: Fleet) -> dict[str, tuple[Plan, Workflow]]:
+    return {
         name: (make_plan(workflow, name, limits=fleet.limits, open_types=False), workflow)
         for name, workflow in workflows.items()
     }
-    options = WorkerOptions(
-        concurrency=settings.concurrency,
-        threads=settings.threads,
-        lease=settings.lease,
-        sweep=settings.sweep,
-        max_deliveries=settings.max_deliveries,
-        drain_timeout=settings.drain_timeout,
-        steps=_names(given["steps"]),
-        exclude_steps=_names(given["exclude_steps"]) or frozenset(),
+
+
+def _chosen_steps(
+    wanted: str | None, excluded: str | None, workflows: Mapping[str, Workflow]
+) -> tuple[frozenset[str] | None, frozenset[str]]:
+    known = _step_names(workflows)
+    steps = None if wanted is None else _listed("--steps", wanted, known)
+    without = frozenset[str]() if excluded is None else _listed("--exclude-steps", excluded, known)
+    if known and not (known if steps is None else steps) - without:
+        raise SettingsError("--steps and --exclude-steps leave no step to run")
+    return steps, without
+
+
+def _step_names(workflows: Mapping[str, Workflow]) -> frozenset[str]:
+    graphs = (graph_of(workflow, name=name) for name, workflow in workflows.items())
+    return frozenset(step for graph in graphs for step in graph.steps)
+
+
+def _listed(option: str, text: str, known: Iterable[str]) -> frozenset[str]:
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise SettingsError(f"{option} names no step")
+    for name in sorted(names - frozenset(known)):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        listed = ", ".join(sorted(known)) or "none"
+        raise SettingsError(f"{option} {name}: there is no such step{hint} The steps are {listed}")
+    return names
+
+
+@contextmanager
+def _server(given: Given, settings: Settings) -> Generator[str]:
+    """Give the URL of the server to use, which stays there at least as long as the block."""
+    if given["embedded"]:
+        with embedded_server(Path.cwd()) as url:
+            yield url
+        return
+    url = resolve_url(given["redis_url"], settings)
+    if url.startswith("memory:"):
+        raise SettingsError(
+            "memory:// lives inside one process, so no worker can share it. Without a Redis "
+            "server, use --embedded"
+        )
+    yield url
+
+
+async def _check(job: Job) -> int:
+    """Print a line for each thing that is fine; Redis is asked once, as whoever checks will ask again.
+
+    Raises:
+        ConnectionLost, StoreRefused, IncompatibleServer: what is wrong with Redis.
+    """
+    settings = job.settings
+    click.echo(f"targets   {', '.join(job.plans) or 'none given'}")
+    click.echo(
+        f"settings  namespace {settings.namespace}, concurrency {settings.concurrency}, "
+        f"lease {settings.lease.total_seconds():g} s, "
+        f"drain timeout {settings.drain_timeout.total_seconds():g} s"
     )
-    worker = Worker(fleet, served, options=options, runtime=client)
-    if given["check"]:
-        return OK
-    loop = asyncio.get_running_loop()
-    signals = 0
+    link = job.fleet.link("check")
+    try:
+        server = await look(link, url=job.shown_url)
+    finally:
+        await link.close()
+    click.echo(f"redis     {server.product} at {job.shown_url}")
+    for warning in server.warnings:
+        click.echo(f"warning   {warning}")
+    return OK if job.health_file is None else _check_health(job.health_file)
 
-    def stop(number: int) -> None:
-        nonlocal signals
-        signals += 1
-        if signals == 1:
-            logger.info("%s: draining", signal.Signals(number).name)
-            worker.stop()
-        else:
-            logger.warning("%s again: leaving at once", signal.Signals(number).name)
-            worker.stop_now()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    handed_back = await worker.run(burst=given["burst"])
-    await client.close()
-    return HANDED_BACK if handed_back else OK
+def _check_health(path: Path) -> int:
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError as error:
+        complain(PROGRAM, f"the health file cannot be read: {error}")
+        return CRASHED
+    if age > STALE_S:
+        complain(PROGRAM, f"the health file {path} was last touched {age:.0f} s ago")
+        return CRASHED
+    click.echo(f"health    {path} was touched {age:.0f} s ago")
+    return OK
+
+
+if __name__ == "__main__":
+    main()

@@ -80,8 +80,18 @@ def _ended(
     return Commit(run_id, fence, [End(status, entry, fields, parks)])
 
 
-def what_it_waits_for(pending: Mapping[str, str], held: Mapping[str, int]) -> tuple[list[str], str]:
-    """Return the steps in streams and a sentence on everything pending, from the run's `open` index."""
+def what_it_waits_for(
+    pending: Mapping[str, str],
+    held: Mapping[str, int],
+    collected: Mapping[str, Mapping[str, int]],
+) -> tuple[list[str], str]:
+    """Return the steps in streams and a sentence on everything that the run waits for.
+
+    Args:
+        pending: where its open deliveries are.
+        held: how many wait for a slot, by step.
+        collected: how many events of each type a buffer has, by buffer (`step:name`).
+    """
     active: list[str] = []
     reasons: list[str] = []
     for where in pending.values():
@@ -97,4 +107,8 @@ def what_it_waits_for(pending: Mapping[str, str], held: Mapping[str, int]) -> tu
     reasons += [
         f"{count} events wait for a slot of step {step}" for step, count in sorted(held.items())
     ]
+    for buffer, counts in sorted(collected.items()):
+        step = buffer.partition(":")[0]
+        events = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        reasons.append(f"step {step} has collected {events} and waits for more")
     return sorted(set(active)), "; ".join(sorted(reasons))

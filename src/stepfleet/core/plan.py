@@ -8,6 +8,7 @@ from typing import Final
 
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core.commit import Route
+from stepfleet.errors import WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.graph import Graph, StepSpec
 
@@ -97,3 +98,20 @@ class Plan:
         if event_type not in spec.accepts:
             accepted = next(cls for cls in event_type.__mro__ if cls in spec.accepts)
         return self._route(spec, accepted)
+
+
+def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Route, ...]:
+    """Return the streams that a sent event goes to.
+
+    Raises:
+        WorkflowRuntimeError: there is no such step, or it does not accept this type.
+    """
+    routes = plan.accepted_by(type(event))
+    if step is None:
+        return routes or (plan.system,)
+    if step not in plan.graph.steps:
+        raise WorkflowRuntimeError(f"Step {step} does not exist")
+    targeted = tuple(route for route in routes if route.step == step)
+    if not targeted:
+        raise WorkflowRuntimeError(f"Step {step} does not accept event of type {type(event)}")
+    return targeted

@@ -16,12 +16,13 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
+    AuthenticationError,
     NoScriptError,
     RedisError,
     ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
 )
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
@@ -36,6 +37,9 @@ _pack: Final[Callable[[tuple[Arg, ...]], bytes]] = cast(Any, hiredis).pack_comma
 
 #: Seconds without an answer after which a connection counts as lost.
 REPLY_TIMEOUT = 5.0
+#: Seconds for a connection to be there, with its authentication: a stopped server accepts connections
+#: and answers nothing.
+CONNECT_TIMEOUT = 15.0
 #: Seconds that a blocking read waits at Redis: below `REPLY_TIMEOUT`, short enough to notice a
 #: half-open socket.
 BLOCK = 2.0
@@ -194,10 +198,11 @@ class Link:
         try:
             if connection is None:
                 connection = self._connect()
-                await connection.connect()
-                if self._name:
-                    await connection.send_command("CLIENT", "SETNAME", self._name)
-                    await connection.read_response()
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await connection.connect()
+                    if self._name:
+                        await connection.send_command("CLIENT", "SETNAME", self._name)
+                        await connection.read_response()
                 self._connection = connection
             yield connection
         except ResponseError as error:
@@ -207,6 +212,9 @@ class Link:
         except BaseException as error:
             self._connection = self._client_id = None
             await _discard(connection)
+            if isinstance(error, AuthenticationError):
+                # For redis-py a ConnectionError, but no later try with this password will succeed.
+                raise StoreRefused(str(error)) from error
             if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)):
                 raise ConnectionLost(f"Redis did not answer: {error or 'time-out'}") from error
             if isinstance(error, RedisError):

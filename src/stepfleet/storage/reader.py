@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
@@ -12,6 +12,10 @@ from stepfleet.errors import DecodeError, StoreRefused
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.wire import PublicEntry, Waiter, decode_public, decode_waiter
+
+
+#: How the key of a buffer's events differs from that of the buffer.
+_BUFFERED_EVENTS: Final = b":events"
 
 
 class RunRecord(NamedTuple):
@@ -120,6 +124,27 @@ class RunReader:
         """Return the first `length` events of a collect buffer."""
         _, events = self.keys.buffer(run_id, name)
         return list(await self.link.call("LRANGE", events, 0, length - 1)) if length else []
+
+    async def collected(self, run_id: str) -> dict[str, dict[str, int]]:
+        """Return how many events of each type every collect buffer has."""
+        further = await self.link.call("SMEMBERS", self.keys.further(run_id))
+        prefix = self.keys.buffer(run_id, "")[0].encode()
+        names = [
+            name
+            for name in further
+            if name.startswith(prefix) and not name.endswith(_BUFFERED_EVENTS)
+        ]
+        rows = await self.link.calls([("HGETALL", name) for name in names])
+        found: dict[str, dict[str, int]] = {}
+        for name, row in zip(names, rows, strict=True):
+            counts = {
+                field[2:].decode(): int(value)
+                for field, value in _pairs(row)
+                if field.startswith(b"n:")
+            }
+            if counts:
+                found[name[len(prefix) :].decode()] = counts
+        return found
 
     async def inbox(self, run_id: str, delivery: str) -> tuple[str, list[bytes], int]:
         """Return how many events came to the inbox, those kept, and what `delivery` published last."""

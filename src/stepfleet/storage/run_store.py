@@ -125,18 +125,26 @@ class Packing:
             key = self.key(keys.stream(route.workflow, route.type, route.step))
             self._row_args += (key, route.label, f"s:{route.step}", route.limit, route.ceiling)
             if route.ceiling:
-                gauge = keys.gauge(route.workflow, route.step)
-                system = keys.stream(route.workflow, SYSTEM, "")
-                self._row_args += (self.key(gauge), self.key(f"{gauge}:queue"), self.key(system))
+                self._row_args += self._ceiling(route)
         return row
 
+    def _ceiling(self, route: Route) -> list[Arg]:
+        gauge = self.keys.gauge(route.workflow, route.step)
+        woken = self.key(self.keys.stream(route.workflow, SYSTEM, ""))
+        streams = [
+            self.key(self.keys.stream(route.workflow, name, route.step))
+            for name in route.types or (route.type,)
+        ]
+        return [self.key(gauge), self.key(f"{gauge}:queue"), woken, len(streams), *streams]
+
     def hold(self, route: Route) -> int:
-        """Index of the hold list of the route's step, whose streams all become known to the call."""
+        """Return the index of the hold list of the route's step; 0 for no limit."""
         if not route.limit:
             return 0
         if len(route.types) > 1:
+            # What is let go may belong to any stream of the step.
             for type_name in route.types:
-                self.stream(route._replace(type=type_name))
+                self.key(self.keys.stream(route.workflow, type_name, route.step))
         return self.key(self.keys.hold(self.run_id, route.step))
 
     def inbox(self, route: Route) -> int:
@@ -219,7 +227,7 @@ def _quota(p: Packing, args: list[Arg], e: c.Quota) -> None:
 
 def _staged(p: Packing, args: list[Arg], e: c.Staged) -> None:
     stage = p.key(p.keys.stage(p.run_id, e.delivery, e.route.step))
-    args += ("staged", stage, e.length, p.stream(e.route))
+    args += ("staged", stage, e.length)
 
 
 def _stored(p: Packing, args: list[Arg], e: c.Stored) -> None:
@@ -284,7 +292,7 @@ def _stage(p: Packing, args: list[Arg], w: c.Stage) -> None:
 
 def _unstage(p: Packing, args: list[Arg], w: c.Unstage) -> None:
     stage = p.key(p.keys.stage(p.run_id, w.delivery, w.route.step))
-    args += ("unstage", stage, p.stream(w.route), p.hold(w.route), w.length)
+    args += ("unstage", stage, p.stream(w.route), p.hold(w.route), w.length, p.inbox(w.route))
 
 
 def _set_timer(p: Packing, args: list[Arg], w: c.SetTimer) -> None:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
 from stepfleet.core.outcome import Collected, Effect, Encoded, Send, Shown, Traces
-from stepfleet.core.plan import Plan, type_name
-from stepfleet.errors import StaleExecution, WorkflowRuntimeError
+from stepfleet.core.plan import Plan, routes_of, type_name
+from stepfleet.errors import StaleExecution
 from stepfleet.events import Event
 from stepfleet.graph import StepSpec
 from stepfleet.store import StateStore
@@ -315,23 +315,6 @@ class Execution:
     def _refuse_if_ended(self, what: str) -> None:
         if self._ended is not None:
             raise StaleExecution(f"{what} has no effect any more: {self._ended}")
-
-
-def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Any, ...]:
-    """Return the streams that an event sent by `send_event` goes to.
-
-    Raises:
-        WorkflowRuntimeError: there is no such step, or it does not accept this type.
-    """
-    routes = plan.accepted_by(type(event))
-    if step is None:
-        return routes or (plan.system,)
-    if step not in plan.graph.steps:
-        raise WorkflowRuntimeError(f"Step {step} does not exist")
-    targeted = tuple(route for route in routes if route.step == step)
-    if not targeted:
-        raise WorkflowRuntimeError(f"Step {step} does not accept event of type {type(event)}")
-    return targeted
 
 
 def fits(

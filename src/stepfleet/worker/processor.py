@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
@@ -21,11 +20,13 @@ from stepfleet.core.commit import (
     Commit,
     DeadLetter,
     EffectFence,
+    End,
     EntryFence,
     Expectation,
     Note,
     Park,
     Route,
+    SetTimer,
     StrayFence,
     Unapplied,
     Wake,
@@ -243,7 +244,7 @@ class Processor:
             commit = decide(delivery, outcome, served.plan, now_ms=now_ms)
             answer = await self._committer.commit(commit)
             if answer.word != "conflict":
-                self._log(delivery, outcome, answer)
+                self._log(delivery, outcome, commit.words, answer)
                 await self._after(delivery, answer)
                 return
             known, rerun = await self._learned(delivery, outcome, known, answer), True
@@ -258,15 +259,8 @@ class Processor:
                 error=DecodeError(f"this code has no step {delivery.route.step!r}")
             )
         execution = held.execution = self._execution(held, served, known, rerun)
-        record = delivery.record
         current_runtime.set(self._runtime)
-        with step_log_context(
-            delivery.route.workflow,
-            delivery.run_id,
-            delivery.route.step,
-            delivery.id,
-            max(record.attempt, 1),
-        ):
+        with _step_log_context(delivery):
             outcome = await run_step(
                 execution, served.instance, executor=self._executor, clock=self._clock
             )
@@ -385,28 +379,22 @@ class Processor:
                 Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
             )
 
-    def _log(self, delivery: Delivery, outcome: Outcome, answer: Answer) -> None:
-        about = (delivery.run_id, delivery.route.step, delivery.id, delivery.record.attempt)
+    def _log(
+        self, delivery: Delivery, outcome: Outcome, words: Sequence[Word], answer: Answer
+    ) -> None:
+        level, error = logging.WARNING, None
         if answer.word == "gone":
-            logger.warning(
-                "run_id=%s step=%s delivery=%s attempt=%s: settled elsewhere, this result is dropped",
-                *about,
-            )
+            text = "settled elsewhere, this result is dropped"
         elif answer.word == "broken":
-            logger.error(
-                "run_id=%s step=%s delivery=%s attempt=%s: a key of the run has a wrong type",
-                *about,
-            )
-        elif isinstance(outcome, Failed) and answer.word == "applied":
-            logger.warning(
-                "run_id=%s step=%s delivery=%s attempt=%s: the step failed: %s",
-                *about,
-                "".join(traceback.format_exception(outcome.error)).rstrip(),
-            )
-        elif isinstance(outcome, Lost) and answer.word == "applied":
-            logger.error(
-                "run_id=%s step=%s delivery=%s attempt=%s: dead letter, its workers died", *about
-            )
+            level, text = logging.ERROR, "a key of the run has a wrong type"
+        elif answer.word == "applied" and isinstance(outcome, Failed):
+            text, error = f"the step failed, {_consequence(words)}", outcome.error
+        elif answer.word == "applied" and isinstance(outcome, Lost):
+            level, text = logging.ERROR, "dead letter: the workers that ran this died"
+        else:
+            return
+        with _step_log_context(delivery):
+            logger.log(level, text, exc_info=error)
 
     # -- effects -----------------------------------------------------------------------------------
 
@@ -540,3 +528,18 @@ class Processor:
 
 def _ignored(answer: Answer | StoreError) -> None:
     """Every answer is final."""
+
+
+def _step_log_context(delivery: Delivery) -> step_log_context:
+    route, attempt = delivery.route, max(delivery.record.attempt, 1)
+    return step_log_context(route.workflow, delivery.run_id, route.step, delivery.id, attempt)
+
+
+def _consequence(words: Sequence[Word]) -> str:
+    """Say what a commit does about a failure."""
+    delay_ms = next((word.delay_ms for word in words if isinstance(word, SetTimer)), None)
+    if delay_ms is not None:
+        return f"next attempt in {delay_ms / 1000:g} s"
+    if any(isinstance(word, End) for word in words):
+        return "and the run with it"
+    return "the run goes on"

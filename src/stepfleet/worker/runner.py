@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import contextvars
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from stepfleet.clock import Clock
 from stepfleet.context import Context
@@ -14,6 +15,9 @@ from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreada
 from stepfleet.errors import DecodeError, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.worker.execution import Execution, Suspend
+
+#: Files whose frames stand between the worker and a step.
+_OUR_FILES: Final = (__file__, concurrent.futures.thread.__file__)
 
 
 async def run_step(
@@ -47,7 +51,7 @@ async def run_step(
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is its outcome
-        return Failed(error=error, traces=execution.traces(age_ms=age_ms()))
+        return Failed(error=_users_part(error), traces=execution.traces(age_ms=age_ms()))
     return Returned(
         event=encoded,
         collected=tuple(execution.collected),
@@ -119,6 +123,14 @@ def _suspended(execution: Execution, wait: Suspend, age_ms: int) -> Outcome:
         )
     except Exception as error:  # noqa: BLE001 - whatever cannot be encoded is the step's failure
         return Failed(error=error, traces=execution.traces(age_ms=age_ms))
+
+
+def _users_part(error: BaseException) -> BaseException:
+    """Leave our own frames, which say nothing to the step's author, out of the traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
 
 
 def _is_cancelled() -> bool:

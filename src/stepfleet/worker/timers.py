@@ -80,7 +80,8 @@ class Timers:
 async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, codec: Codec) -> None:
     """End a run whose deadline has passed; says what it was waiting for."""
     pending, held = await reader.pending(run_id), await reader.held(run_id)
-    active, waiting = endings.what_it_waits_for(pending, held)
+    collected = await reader.collected(run_id)
+    active, waiting = endings.what_it_waits_for(pending, held, collected)
     timeout = await reader.link.call("HGET", reader.keys.run(run_id), "timeout")
     seconds = int(timeout or 0) / 1000
     await committer.commit(endings.timed_out(run_id, seconds, active, waiting, codec))

@@ -38,6 +38,11 @@ JANITOR: Final = 60.0
 TOMBSTONE_MS: Final = 3_600_000
 #: Seconds to wait between tries while Redis is away: from, to.
 BACK_OFF: Final = (0.1, 2.0)
+#: Seconds without a turn of the read loop after which it counts as stuck: a connection and a blocking
+#: read, each with its time-out, take less.
+STUCK: Final = 30.0
+#: Seconds between two lines that say what a drain waits for.
+DRAIN_LINE: Final = 5.0
 #: Status under which a draining worker announces that it handed deliveries back.
 RETURNED: Final = "returned"
 
@@ -86,6 +91,8 @@ class Worker:
         self._sweep_now = asyncio.Event()
         self._timer_changed = asyncio.Event()
         self._finished_reads = 0
+        self._last_turn = fleet.clock.steady()
+        self._crashed = False
         self._suspicious: dict[tuple[int, str], int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._new_identity()
@@ -126,6 +133,20 @@ class Worker:
     def processor(self) -> Processor:
         """What it owns and runs."""
         return self._processor
+
+    @property
+    def crashed(self) -> bool:
+        """Whether one of its loops ended by a defect; its log line has the traceback."""
+        return self._crashed
+
+    def healthy(self) -> bool:
+        """Tell whether it reads: a read ended lately, well or not, or there is no room for one.
+
+        A Redis that is away does not count against a worker, as a new process would not bring it back.
+        """
+        if self._draining or self._processor.free == 0:
+            return True
+        return self._fleet.clock.steady() - self._last_turn < STUCK
 
     def _routes(self) -> list[Route]:
         chosen: list[Route] = []
@@ -224,7 +245,11 @@ class Worker:
             logger.critical(
                 "a loop of the worker ended: loop=%s", task.get_name(), exc_info=task.exception()
             )
-            self.stop()
+            self._crashed = True
+            if task.get_name() == "stepfleet-commit":
+                self.stop_now()  # what runs could never be committed
+            else:
+                self.stop()
 
     async def _close(self) -> None:
         for task in self._tasks:
@@ -240,6 +265,7 @@ class Worker:
     async def _read_loop(self) -> None:
         outage = Outage("reading")
         while not self._draining:
+            self._last_turn = self._fleet.clock.steady()
             if self._heartbeat.buried:
                 await asyncio.sleep(TICK)  # the tick takes a new name
                 continue
@@ -279,7 +305,9 @@ class Worker:
     async def _tick_loop(self) -> None:
         last_end, outage = "", Outage("looking at ended runs")
         while True:
-            self._heartbeat.loop_is_alive(_names(self._processor.running))
+            self._heartbeat.loop_is_alive(
+                _names(self._processor.running, self._fleet.clock.steady())
+            )
             if self._heartbeat.buried:
                 await self._rise()
             self._processor.arm_deadlines()
@@ -413,7 +441,10 @@ class Worker:
         while quiet < 2 and not self._stop.is_set():
             reads = self._finished_reads
             await asyncio.sleep(TICK)
-            busy = self._processor.held or not await self._nothing_to_read()
+            try:
+                busy = self._processor.held or not await self._nothing_to_read()
+            except StoreError:
+                busy = True  # the read loop says so and waits for Redis
             quiet = (
                 0
                 if busy or (reads == self._finished_reads and self._processor.free == 0)
@@ -430,27 +461,34 @@ class Worker:
         self._draining = True
         self._reads.interrupt()
         self._processor.capacity.set()
-        limit = self._options.drain_timeout.total_seconds()
-        began = self._fleet.clock.steady()
-        while self._processor.held:
-            left = limit - (self._fleet.clock.steady() - began)
-            logger.info(
-                "draining: waiting up to %.0f s for %d: %s",
-                max(0.0, left),
-                len(self._processor.held),
-                _names(self._processor.running),
-            )
-            if left <= 0 or self._limit_passed.is_set():
-                break
-            try:
-                async with asyncio.timeout(min(left, 1.0)):
-                    await self._processor.empty.wait()
-            except TimeoutError:
-                continue
+        await self._until_empty()
         reading = next((task for task in self._tasks if task.get_name() == "stepfleet-read"), None)
         if reading is not None:
             await asyncio.wait([reading], timeout=3.0)
         return await self._hand_back()
+
+    async def _until_empty(self) -> None:
+        """Return when nothing is held any more, the limit has passed, or `stop_now` was called."""
+        clock = self._fleet.clock
+        deadline = clock.steady() + self._options.drain_timeout.total_seconds()
+        cut = asyncio.create_task(self._limit_passed.wait(), name="stepfleet-cut")
+        while self._processor.held and not cut.done():
+            left = deadline - clock.steady()
+            if left <= 0:
+                break
+            logger.info(
+                "draining: up to %.0f s for %s",
+                left,
+                _names(self._processor.running, clock.steady()),
+            )
+            empty = asyncio.create_task(self._processor.empty.wait(), name="stepfleet-empty")
+            await asyncio.wait(
+                [empty, cut],
+                timeout=min(left, DRAIN_LINE),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            empty.cancel()
+        cut.cancel()
 
     async def _hand_back(self) -> int:
         rest = list(self._processor.held)
@@ -494,9 +532,11 @@ class Outage:
         self._tries = 0
 
 
-def _names(running: Sequence[Held]) -> str:
+def _names(running: Sequence[Held], now: float) -> str:
+    """Name the longest running steps: `fetch (run a1, 12 s), parse (run b2, 3 s) and 4 more`."""
     shown = [
-        f"{held.delivery.route.step or 'system'}(run {held.delivery.run_id})"
+        f"{held.delivery.route.step or 'a waiting event'} "
+        f"(run {held.delivery.run_id}, {now - held.started:.0f} s)"
         for held in running[:5]
     ]
     more = f" and {len(running) - 5} more" if len(running) > 5 else ""

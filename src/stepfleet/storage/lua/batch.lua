@@ -3,15 +3,18 @@
 local A, K = ARGV, KEYS
 local group, consumer, streams = A[1], A[2], A[3] + 0
 local STREAM, LABEL, SLOT, LIMIT = {}, {}, {}, {}
-local CEILING, GAUGE, QUEUE, ALARM = {}, {}, {}, {}
-local INDEX                       -- label -> stream, made when something held is let go
+local CEILING, GAUGE, QUEUE, ALARM, SIBLINGS = {}, {}, {}, {}, {}
 local run, open, keys, run_id     -- of the commit at hand
-local fields                      -- its run's status, deadline and number of open waiters
+local fields                      -- its run's status, deadline, number of open waiters and, of an entry, slot counter
 local opened                      -- field, value, ... to write to `open` at its end
 local diverted                    -- its last event went to the waiters' stream only
 local missing                     -- events that a buffer still lacks after its append
 local appends                     -- buffers that its expectations allow it to append to
+local waiting                     -- hold list -> its length, where it matters
+local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
+local sizes                       -- hash -> its number of fields before this commit
 local deletions = {}              -- stream -> entry ids, deleted in bulk at the end: XDEL alone costs twice as much
+local halted = {}                 -- run -> why Redis refused a commit of it: those behind must not overtake it
 
 local first_commit = 4
 for s = 1, streams do
@@ -19,7 +22,13 @@ for s = 1, streams do
   STREAM[s], LABEL[s], SLOT[s], LIMIT[s], CEILING[s] = K[A[i] + 0], A[i + 1], A[i + 2], A[i + 3] + 0, A[i + 4] + 0
   first_commit = i + 5
   if CEILING[s] > 0 then
-    GAUGE[s], QUEUE[s], ALARM[s] = K[A[i + 5] + 0], K[A[i + 6] + 0], K[A[i + 7] + 0]
-    first_commit = i + 8
+    GAUGE[s], QUEUE[s], ALARM[s], SIBLINGS[s] = K[A[i + 5] + 0], K[A[i + 6] + 0], K[A[i + 7] + 0], {}
+    first_commit = i + 9 + A[i + 8]
+    for x = i + 9, first_commit - 1 do SIBLINGS[s][x - i - 8] = K[A[x] + 0] end
   end
+end
+
+-- Where what follows a fence, an expectation or a word begins; `n` is where it says how many of `each` it has more.
+local function after(part, j)
+  return j + part.size + (part.n and part.each * A[j + part.n] or 0)
 end

@@ -8,7 +8,8 @@
 -- KEYS  every key of the call, each named below by its index.
 -- ARGV  group, consumer, number of streams;
 --       per stream: key, label, slot field, slot limit (0: none), ceiling over all runs (0: none) and, if it has one,
---       the keys of its gauge, of the gauge's queue and of the stream where a run is woken;
+--       the keys of its gauge, of the gauge's queue and of the stream where a run is woken, the number of streams
+--       under the same ceiling, and their keys;
 --       per commit: length, run, open, keys (indexes), run id, fence and its arguments, number of expectations,
 --       expectations, words.
 -- Returns one answer per commit, checked in this order:
@@ -18,61 +19,92 @@
 --       over         the run has ended; the entry is acknowledged
 --       parking      the run has ended and keeps its pending work: commit again with `park`
 --       conflict     an expectation moved (with what moved): decide again
---       broken       a key of the run has a wrong type: nothing more is done for this run
---       refused      Redis refused the first write (memory, replica): send it again later
---       applied      done, or done before
--- Invariant: a fence is read before anything is written, the first write removes work from `open` (so a full Redis
--- still drains), and a commit that was answered `applied` answers `gone` or `applied` when it is sent again.
+--       broken       a key of the run has a wrong type: nothing was written
+--       refused      Redis refused the first write (memory, replica), or one of this run before: send it again later
+--       applied      done, or done before; with the number of events that a buffer lacks after an append
+-- Invariant: everything is read before anything is written; the first write of what is under way needs no memory (so
+-- a full Redis still drains); a commit that was answered `applied` answers `gone` or `applied` when it is sent again.
+
+-- A commit of a run that is no longer live.
+local function settle_late(fence, at, j)
+  local ended, first = fields[1], A[j + 1]
+  if first == 'wake' then
+    WORD.wake.write(j + 2)
+  elseif first == 'park' and ended then
+    WORD.park.check(j + 2)
+    WORD.park.write(j + 2)
+  elseif ended and fence == FENCE.entry and rc('HGET', run, 'parks') == '1' then
+    return 'parking'
+  end
+  fence.drop(at)
+  return ended and 'over' or 'unknown-run'
+end
+
+local function read_run(kind, at)
+  if kind == 'entry' then
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', SLOT[A[at] + 0])
+  elseif kind == 'new' or kind == 'stray' then
+    fields = {}
+    return true
+  else
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting')
+  end
+  return fields[1] == 'running'
+end
 
 local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
   opened, diverted, missing, appends = {}, false, nil, {}
-  local fence, j = FENCE[A[i + 5]], i + 6
-  local refusal = fence.prove(j)
+  waiting, wanted, sizes = {}, {}, {}
+  local fence, at = FENCE[A[i + 5]], i + 6
+  local refusal = fence.prove(at)
   if refusal then return refusal end
 
-  local at = j
-  j = j + fence.size
-  if A[i + 5] == 'new' then
-    j = j + A[at + 2]
-    fields = {}
-  elseif A[i + 5] == 'stray' then
-    fields = {}
-  else
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting')
-    if fields[1] ~= 'running' then
-      local parks = fields[1] and fence == FENCE.entry and rc('HGET', run, 'parks') == '1'
-      if parks and A[j + 1] ~= 'park' then return 'parking' end
-      if fields[1] and A[j + 1] == 'park' then WORD.park(j + 2) end
-      if A[j + 1] == 'wake' then vacate(A[j + 2] + 0) end
-      fence.drop(at)
-      return fields[1] and 'over' or 'unknown-run'
-    end
-  end
-
+  local j = after(fence, at)
+  if not read_run(A[i + 5], at) then return settle_late(fence, at, j) end
   local expectations = A[j] + 0
   j = j + 1
   for _ = 1, expectations do
     j, refusal = EXPECT[A[j]](j + 1)
     if refusal then return refusal end
   end
+  fence.check(at)
+  local words = j
+  while j < stop do
+    local word = WORD[A[j]]
+    if word.check then word.check(j + 1) end
+    j = after(word, j + 1)
+  end
 
   fence.settle(at)
-  while j < stop do j = WORD[A[j]](j + 1) end
-  if #opened > 0 then write_all('HSET', open, opened) end
+  j = words
+  while j < stop do
+    local word = WORD[A[j]]
+    word.write(j + 1)
+    j = after(word, j + 1)
+  end
+  write_opened()
   return missing and 'applied ' .. missing or 'applied'
+end
+
+local function answer_to(i, stop)
+  local refused = halted[A[i + 4]]
+  if refused then return refused end
+  local ok, answer = pcall(apply, i, stop)
+  if ok then return answer end
+  local text = error_text(answer)
+  if string.find(text, 'WRONGTYPE', 1, true) then return 'broken' end
+  -- A stream without its group was lost or removed: nothing in it is anybody's.
+  if string.find(text, 'NOGROUP', 1, true) then return 'gone' end
+  halted[A[i + 4]] = 'refused ' .. text
+  return 'refused ' .. text
 end
 
 local answers, i = {}, first_commit
 while i <= #A do
   local stop = i + A[i]
-  local ok, answer = pcall(apply, i, stop)
-  if not ok then
-    local text = error_text(answer)
-    answer = string.find(text, 'WRONGTYPE', 1, true) and 'broken' or ('refused ' .. text)
-  end
-  answers[#answers + 1] = answer
+  answers[#answers + 1] = answer_to(i, stop)
   i = stop
 end
-for s, entries in pairs(deletions) do write_all('XDEL', STREAM[s], entries) end
+for stream, entries in pairs(deletions) do write_all('XDEL', stream, entries) end
 return answers

@@ -46,10 +46,10 @@ local EXPECT = {
     appends[buffer], missing = fits, lacks
     return next_
   end,
-  -- list, length, stream: a staged result is whole, and nobody waits for its events
+  -- list, length: a staged result is whole
   staged = function(j)
-    if rc('LLEN', K[A[j] + 0]) ~= A[j + 1] + 0 or awaited(A[j + 2] + 0) then return j + 3, 'conflict' end
-    return j + 3
+    if rc('LLEN', K[A[j] + 0]) ~= A[j + 1] + 0 then return j + 2, 'conflict' end
+    return j + 2
   end,
   -- hash, field, version ('' for none): a stored value is the one that was read
   value = function(j)
@@ -76,11 +76,5 @@ local EXPECT = {
       if execution == A[j + 1] and call + 0 >= A[j + 2] + 0 then return j + 3, 'applied' end
     end
     return j + 3
-  end,
-  -- key, type: a key this commit will write can be written
-  writable = function(j)
-    local type_ = rc('TYPE', K[A[j] + 0]).ok
-    if type_ ~= 'none' and type_ ~= A[j + 1] then return j + 2, 'broken' end
-    return j + 2
   end,
 }

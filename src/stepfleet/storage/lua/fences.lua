@@ -1,55 +1,67 @@
 -- fences.lua (part of commit.lua): the proofs that a commit may act.
 --
--- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; settle(j): consumes it, as the
--- first write of the commit; drop(j): consumes it when the run has ended. j is where its arguments begin.
+-- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; check(j): reads what it will
+-- write; settle(j): consumes it, as the first write of the commit; drop(j): consumes it when the run has ended. j is
+-- where its arguments begin.
 
 local function mine(s, entry)
   return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
 end
 
-local function acknowledge(s, entry)
-  rc('XACK', STREAM[s], group, entry)
-  local list = deletions[s]
-  if list then list[#list + 1] = entry else deletions[s] = { entry } end
+local function mine_or_gone(j)
+  if not mine(A[j] + 0, A[j + 1]) then return 'gone' end
 end
+
+local function acknowledge(s, entry)
+  occupy(s, -1)
+  rc('XACK', STREAM[s], group, entry)
+  local list = deletions[STREAM[s]]
+  if list then list[#list + 1] = entry else deletions[STREAM[s]] = { entry } end
+  vacate(s)
+end
+
+local function nothing() end
+
+local function check_open() rc('HLEN', open) end
 
 local FENCE = {
   -- a delivery that is settled: stream, entry, delivery, hold list of its step (0: it has no slot)
   entry = {
     size = 4,
-    prove = function(j) if not mine(A[j] + 0, A[j + 1]) then return 'gone' end end,
+    prove = mine_or_gone,
+    check = function(j)
+      local hold = A[j + 3] + 0
+      if hold > 0 and (fields[4] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
+    end,
     settle = function(j)
       local s, hold = A[j] + 0, A[j + 3] + 0
       rc('HDEL', open, A[j + 2])
       acknowledge(s, A[j + 1])
-      vacate(s)
       if hold > 0 then refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1)) end
     end,
-    drop = function(j)
-      acknowledge(A[j] + 0, A[j + 1])
-      vacate(A[j] + 0)
-    end,
+    drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   },
   -- a delivery whose run cannot be read; no key of the run is touched: stream, entry
   stray = {
     size = 2,
-    prove = function(j) if not mine(A[j] + 0, A[j + 1]) then return 'gone' end end,
-    settle = function(j)
-      acknowledge(A[j] + 0, A[j + 1])
-      vacate(A[j] + 0)
-    end,
+    prove = mine_or_gone,
+    check = nothing,
+    settle = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   },
   -- an early effect of a delivery that goes on: stream, entry
   effect = {
     size = 2,
-    prove = function(j) if not mine(A[j] + 0, A[j + 1]) then return 'gone' end end,
-    settle = function() end,
-    drop = function() end,
+    prove = mine_or_gone,
+    check = nothing,
+    -- Removes nothing. Behind a write that needs no memory a full Redis lets everything pass: what has begun goes on.
+    settle = function() rc('HDEL', open, '') end,
+    drop = nothing,
   },
   -- a timer that is due: zset, hash of its data, member
   timer = {
     size = 3,
     prove = function(j) if not rc('ZSCORE', K[A[j] + 0], A[j + 2]) then return 'gone' end end,
+    check = check_open,
     settle = function(j)
       rc('ZREM', K[A[j] + 0], A[j + 2])
       rc('HDEL', K[A[j + 1] + 0], A[j + 2])
@@ -62,33 +74,37 @@ local FENCE = {
       local deadline = rc('ZSCORE', K[A[j] + 0], run_id)
       if not deadline or tonumber(deadline) > now_ms() then return 'gone' end
     end,
-    settle = function() end,
+    check = check_open,
+    settle = nothing,
+    drop = function(j) rc('ZREM', K[A[j] + 0], run_id) end,
   },
   -- something asked for once under an id of its own: zset of ids, id, how many are kept
   operation = {
     size = 3,
     prove = function(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end,
+    check = function() check_open() can_register() end,
     settle = function(j)
       local n = rc('HINCRBY', run, 'operations', 1)
       rc('ZADD', K[A[j] + 0], n, A[j + 1])
       if n == 1 then register(K[A[j] + 0]) end
       rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
     end,
+    drop = nothing,
   },
   -- whoever asks, while the run is live
-  control = { size = 0, prove = function() end, settle = function() end },
+  control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
   -- a run that does not exist yet: digest of its start, zset of live runs, number of fields, field, value, ...
   new = {
-    size = 3,
+    size = 3, n = 2, each = 1,
     prove = function(j)
       local digest = rc('HGET', run, 'digest')
       if digest then return digest == A[j] and 'applied' or 'exists' end
     end,
+    check = check_open,
     settle = function(j)
       rc('HSET', run, 'digest', A[j], 'started', now_ms(), unpack(A, j + 3, j + 2 + A[j + 2]))
       rc('ZADD', K[A[j + 1] + 0], '+inf', run_id)
     end,
   },
 }
-FENCE.timer.drop, FENCE.overdue.drop, FENCE.operation.drop = FENCE.timer.settle, FENCE.overdue.settle, function() end
-FENCE.control.drop = function() end
+FENCE.timer.drop = FENCE.timer.settle

@@ -1,89 +1,145 @@
 -- slots.lua (part of commit.lua): how many deliveries of a step may be in its streams, and the list of those that wait.
 --
--- The slot counter of a run counts what is in the streams plus what is held; the gauge counts, over all runs, what is
--- in the streams. A delivery that waits for the gauge leaves its run's id in the gauge's queue.
+-- The slot counter of a run counts what is in the streams plus what is held. Over all runs nothing is counted: the
+-- places taken are the lengths of the step's streams plus the places reserved for runs that are being woken.
 
 -- One commit moves at most this many deliveries into streams (5 us each); those beyond wait for the next slot to be
 -- given back, so that a step with thousands of slots does not block Redis.
 local MOST = 256
+
+local busy = {}                   -- gauge -> places taken, once this call needs to know
+
+-- Read phase: a new key can be registered.
+local function can_register()
+  if not sizes[keys] then sizes[keys] = rc('SCARD', K[keys]) end
+end
 
 local function register(key)
   rc('SADD', K[keys], key)
   rc('HSET', run, 'further', 1)
 end
 
-local function enter(s, did, record)
-  local entry = rc('XADD', STREAM[s], '*', 'r', run_id, 'i', did, 'd', record)
-  opened[#opened + 1] = did
-  opened[#opened + 1] = 'stream ' .. entry .. ' ' .. LABEL[s]
-end
-
--- Takes one place under the ceiling over all runs, or queues this run for the next one that gets free.
-local function admitted(s)
-  if CEILING[s] == 0 then return true end
-  if rc('HINCRBY', GAUGE[s], 'taken', 1) <= CEILING[s] then return true end
-  rc('HINCRBY', GAUGE[s], 'taken', -1)
-  rc('RPUSH', QUEUE[s], run_id)
-  return false
-end
-
--- Gives one place under the ceiling back: to the longest waiting run, which is woken, or to all.
-local function vacate(s)
-  if CEILING[s] == 0 then return end
-  local waiting = rc('LPOP', QUEUE[s])
-  if waiting then
-    rc('XADD', ALARM[s], '*', 'r', waiting, 'i', '', 'w', string.sub(SLOT[s], 3))
-  else
-    rc('HINCRBY', GAUGE[s], 'taken', -1)
+-- Read phase: a hash that will be written.
+local function look(hash)
+  if not sizes[hash] then
+    sizes[hash] = rc('HLEN', hash)
+    if sizes[hash] == 0 then can_register() end
   end
 end
 
-local function hold_back(s, hold, values)
+-- Registers a hash when it has got its first field.
+local function made(hash)
+  if sizes[hash] == 0 then register(hash) end
+  sizes[hash] = 1
+end
+
+-- Read phase: k more deliveries for a step; the keys of those that will wait can be written.
+local function room(s, hold, k)
+  local slot, list = SLOT[s], K[hold]
+  local n = wanted[slot] or (rc('HGET', run, slot) or 0) + 0
+  wanted[slot] = n + k
+  if n + k > LIMIT[s] or CEILING[s] > 0 then can_register() end
+  if (n > 0 or k > LIMIT[s] or CEILING[s] > 0) and not waiting[list] then waiting[list] = rc('LLEN', list) end
+end
+
+local function places(s)
+  local gauge = GAUGE[s]
+  if not busy[gauge] then
+    local n = (rc('HGET', gauge, 'reserved') or 0) + 0
+    for _, stream in ipairs(SIBLINGS[s]) do n = n + rc('XLEN', stream) - #(deletions[stream] or {}) end
+    busy[gauge] = n
+  end
+  return busy[gauge]
+end
+
+-- Notes that places are taken (1) or given back (-1), before it is so.
+local function occupy(s, by)
+  if CEILING[s] > 0 then busy[GAUGE[s]] = places(s) + by end
+end
+
+local function reserve(s, by)
+  occupy(s, by)
+  if CEILING[s] > 0 then rc('HINCRBY', GAUGE[s], 'reserved', by) end
+end
+
+-- Whether one more fits under the ceiling over all runs; else this run is queued, once, for a place that gets free.
+local function admitted(s)
+  if CEILING[s] == 0 or places(s) < CEILING[s] then return true end
+  if rc('HSETNX', run, 'queued' .. string.sub(SLOT[s], 2), 1) == 1 then rc('RPUSH', QUEUE[s], run_id) end
+  return false
+end
+
+-- Reserves places that got free for the runs that wait longest, and wakes them.
+local function vacate(s)
+  while CEILING[s] > 0 and places(s) < CEILING[s] do
+    local next_ = rc('LPOP', QUEUE[s])
+    if not next_ then return end
+    reserve(s, 1)
+    rc('XADD', ALARM[s], '*', 'r', next_, 'i', '', 'w', string.sub(SLOT[s], 3))
+  end
+end
+
+-- The streams of a step differ in their labels only. What is held may belong to one that this code does not know.
+local function beside(s, label)
+  if label == LABEL[s] then return STREAM[s] end
+  return string.sub(STREAM[s], 1, -1 - #LABEL[s]) .. label
+end
+
+local function enter(s, label, did, record)
+  occupy(s, 1)
+  local entry = rc('XADD', beside(s, label), '*', 'r', run_id, 'i', did, 'd', record)
+  opened[#opened + 1] = did
+  opened[#opened + 1] = 'stream ' .. entry .. ' ' .. label
+end
+
+local function hold_back(hold, values)
   local length = 0
   for first = 1, #values, CHUNK do
     length = rc('RPUSH', hold, unpack(values, first, math.min(first + CHUNK - 1, #values)))
   end
   if length == #values then register(hold) end
+  waiting[hold] = length
 end
 
 local function held(s, did, record) return did .. LABEL[s] .. '\n' .. record end
 
--- Lets one held delivery go to its stream. An id has 22 characters, a label no line feed.
-local function let_go(hold)
-  local element = rc('LPOP', hold)
+-- Delivery, label and record of something held. An id has 22 characters, a label no line feed.
+local function parts(element)
   local stop = string.find(element, '\n', 23, true)
-  if not INDEX then
-    INDEX = {}
-    for s = 1, streams do INDEX[LABEL[s]] = s end
-  end
-  enter(INDEX[string.sub(element, 23, stop - 1)], string.sub(element, 1, 22), string.sub(element, stop + 1))
+  return string.sub(element, 1, 22), string.sub(element, 23, stop - 1), string.sub(element, stop + 1)
 end
 
--- Lets go what fits now that `n` deliveries are running or held.
+-- Lets go what fits now that `n` deliveries are in the streams or held.
 local function refill(s, hold, n)
-  if n <= 0 then return end
-  local waiting = rc('LLEN', hold)
-  local free = math.min(LIMIT[s] - (n - waiting), MOST)
-  while waiting > 0 and free > 0 and admitted(s) do
-    let_go(hold)
-    waiting, free = waiting - 1, free - 1
+  local left = waiting[hold] or 0
+  local free = math.min(LIMIT[s] - (n - left), MOST)
+  while left > 0 and free > 0 and admitted(s) do
+    local did, label, record = parts(rc('LPOP', hold))
+    enter(s, label, did, record)
+    left, free = left - 1, free - 1
   end
+  waiting[hold] = left
 end
 
--- k deliveries (id, record) from ARGV j on: to the stream while slots are free, else to the hold list.
+-- k deliveries (id, record) from ARGV j on: to the stream while slots are free and nobody waits, else to the hold list.
 local function emit(s, hold, k, j)
-  local free = k
-  if LIMIT[s] > 0 then
-    free = math.min(LIMIT[s] - rc('HINCRBY', run, SLOT[s], k) + k, MOST)
+  if LIMIT[s] == 0 then
+    for x = j, j + 2 * k - 2, 2 do enter(s, LABEL[s], A[x], A[x + 1]) end
+    return
   end
-  local waiting = {}
+  local list, values = K[hold], {}
+  local n = rc('HINCRBY', run, SLOT[s], k)
+  local queue = (waiting[list] or 0) > 0
+  local free = queue and 0 or math.min(LIMIT[s] - n + k, MOST)
   for x = j, j + 2 * k - 2, 2 do
     if free > 0 and admitted(s) then
-      enter(s, A[x], A[x + 1])
+      enter(s, LABEL[s], A[x], A[x + 1])
       free = free - 1
     else
-      waiting[#waiting + 1] = held(s, A[x], A[x + 1])
+      free = 0
+      values[#values + 1] = held(s, A[x], A[x + 1])
     end
   end
-  if #waiting > 0 then hold_back(s, K[hold], waiting) end
+  if #values > 0 then hold_back(list, values) end
+  if queue then refill(s, list, n) end
 end

@@ -1,0 +1,5 @@
+"""`python -m stepfleet` is `stepfleet`."""
+
+from stepfleet.cli.operator import main
+
+main()

@@ -1,0 +1,80 @@
+"""How the programs end: the exit codes, and errors as one line for the person at the terminal.
+
+Layer: cli.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import Final, NoReturn
+
+import click
+
+from stepfleet.errors import (
+    ConnectionLost,
+    DefinitionError,
+    IncompatibleServer,
+    StoreError,
+    StoreRefused,
+)
+from stepfleet.instrumentation import masked
+
+#: Drained, or nothing was left to do.
+OK: Final = 0
+#: A defect; the traceback is above.
+CRASHED: Final = 1
+#: The command line itself is wrong.
+USAGE: Final = 2
+#: A setting, a target, a workflow or the server's configuration is wrong.
+CONFIG: Final = 3
+#: Redis cannot be reached (EX_UNAVAILABLE).
+UNAVAILABLE: Final = 69
+#: The drain limit passed, and other workers got what still ran (EX_TEMPFAIL).
+HANDED_BACK: Final = 75
+
+
+def forced_by(signal_number: int) -> int:
+    """Return the exit code of a program that a second signal has cut short."""
+    return 128 + signal_number
+
+
+def run_program(name: str, command: click.Command) -> NoReturn:
+    """Run a command line and exit with its code; what its user can mend is said without traceback."""
+    sys.exit(_code_of(name, command))
+
+
+def leave_within(seconds: float, code: int) -> None:
+    """End the process with `code` even when a thread that cannot be stopped keeps it from ending."""
+
+    def leave() -> None:
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def complain(name: str, message: object) -> None:
+    """Write one error to stderr, with the passwords of URLs masked."""
+    click.echo(f"{name}: {masked(str(message))}", err=True)
+
+
+def _code_of(name: str, command: click.Command) -> int:
+    try:
+        return int(command.main(prog_name=name, standalone_mode=False) or OK)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return forced_by(2)
+    except (DefinitionError, IncompatibleServer, StoreRefused) as error:
+        complain(name, error)
+        return CONFIG
+    except (ConnectionLost, StoreError) as error:
+        complain(name, error)
+        return UNAVAILABLE

@@ -1,0 +1,48 @@
+"""`stepfleet`: the operator's tool. Each command is a click command in a module of its own.
+
+A command returns its exit code, or None for 0; errors that its user can mend are raised, and
+`exits.run_program` says them. Layer: cli.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version as version_of
+from typing import Final
+
+import click
+
+from stepfleet import __version__
+from stepfleet.cli.dev import dev
+from stepfleet.cli.exits import run_program
+from stepfleet.embedded.server import find_server_binary
+from stepfleet.errors import SettingsError
+
+PROGRAM: Final = "stepfleet"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def commands() -> None:
+    """Develop and operate workflows whose steps run on a fleet of workers."""
+
+
+@commands.command("version", short_help="Show versions, for a bug report.")
+def show_version() -> None:
+    """Show the versions of stepfleet and of what it runs on."""
+    try:
+        server = str(find_server_binary())
+    except SettingsError:
+        server = "none found"
+    click.echo(f"stepfleet {__version__}")
+    click.echo(f"Python    {platform.python_version()} ({platform.platform()})")
+    click.echo(f"redis-py  {version_of('redis')}")
+    click.echo(f"server    {server}")
+
+
+commands.add_command(dev)
+
+
+def main() -> None:
+    """Run `stepfleet` and exit with its code."""
+    run_program(PROGRAM, commands)

@@ -1,0 +1,222 @@
+"""One worker process from its first look at Redis to its exit code: signals, health file, drain.
+
+Layer: cli.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from stepfleet.cli.exits import CRASHED, HANDED_BACK, OK, forced_by, leave_within
+from stepfleet.cli.probe import wait_for_server
+from stepfleet.client import Client
+from stepfleet.core.plan import Plan
+from stepfleet.errors import SettingsError
+from stepfleet.settings import Settings
+from stepfleet.storage.fleet import Fleet
+from stepfleet.worker.worker import Worker, WorkerOptions
+from stepfleet.workflow import Workflow
+
+logger = logging.getLogger("stepfleet.worker")
+
+#: Seconds between two touches of the health file; it is stale after a few of them.
+HEALTH_S: Final = 3.0
+#: Seconds for the process to end after its last delivery: a thread of a step cannot be stopped.
+LEAVING_S: Final = 3.0
+#: Seconds between two looks at the parent.
+WATCH_S: Final = 0.5
+
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one process serves, where, and how."""
+
+    fleet: Fleet
+    #: The server's URL for messages, without its password.
+    shown_url: str
+    settings: Settings
+    plans: Mapping[str, tuple[Plan, Workflow]]
+    #: Steps to run; None: all.
+    steps: frozenset[str] | None = None
+    exclude_steps: frozenset[str] = frozenset()
+    burst: bool = False
+    health_file: Path | None = None
+
+
+def stop_means_leave() -> None:
+    """Make SIGTERM and SIGINT end the process with 0 as long as it has taken no work."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        sys.exit(OK)
+
+    for number in _STOPPING:
+        signal.signal(number, leave)
+
+
+def stop_with(parent: int, *, drain_s: float) -> None:
+    """Drain when the parent process dies, and leave even if the drain does not end."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(drain_s + LEAVING_S + WATCH_S)
+        os._exit(CRASHED)
+
+    threading.Thread(target=watch, name="stepfleet-parent", daemon=True).start()
+
+
+async def serve(job: Job) -> int:
+    """Run the steps of the job's workflows until a signal, or until nothing is left; return the exit code.
+
+    Raises:
+        ConnectionLost: Redis did not answer in time at the start.
+        StoreRefused, IncompatibleServer: it answers, and cannot be used.
+        SettingsError: the health file cannot be written.
+    """
+    signals = _Signals()
+    try:
+        await _probe(job)
+    except asyncio.CancelledError:
+        if signals.count == 0:
+            raise
+        return OK
+    client = Client(job.fleet, patience=None)
+    worker = Worker(job.fleet, job.plans, options=_options(job), runtime=client)
+    signals.control(worker)
+    async with _health(job.health_file, worker) as on_ready:
+        handed_back = await worker.run(burst=job.burst, on_ready=on_ready)
+    await client.close()
+    code = _code(worker, handed_back, signals)
+    logger.info("ended: exit_code=%d", code)
+    leave_within(LEAVING_S, code)
+    return code
+
+
+async def _probe(job: Job) -> None:
+    link = job.fleet.link("probe")
+    try:
+        patience = job.settings.connect_timeout.total_seconds()
+        server = await wait_for_server(link, url=job.shown_url, patience=patience)
+    finally:
+        await link.close()
+    namespace = job.settings.namespace
+    logger.info("using %s: url=%s namespace=%s", server.product, job.shown_url, namespace)
+    for warning in server.warnings:
+        logger.warning("%s", warning)
+
+
+def _options(job: Job) -> WorkerOptions:
+    settings = job.settings
+    return WorkerOptions(
+        concurrency=settings.concurrency,
+        threads=settings.threads,
+        lease=settings.lease,
+        sweep=settings.sweep,
+        max_deliveries=settings.max_deliveries,
+        drain_timeout=settings.drain_timeout,
+        steps=job.steps,
+        exclude_steps=job.exclude_steps,
+    )
+
+
+def _code(worker: Worker, handed_back: int, signals: _Signals) -> int:
+    if worker.crashed:
+        return CRASHED
+    if signals.count > 1:
+        return forced_by(signals.last)
+    return HANDED_BACK if handed_back else OK
+
+
+class _Signals:
+    """The first signal drains, the second hands back what still runs, the third leaves at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last = 0
+        self._worker: Worker | None = None
+        self._starting = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in _STOPPING:
+            loop.add_signal_handler(number, self._arrived, number)
+
+    def control(self, worker: Worker) -> None:
+        """Stop this worker from now on, instead of the start."""
+        self._worker = worker
+        if self.count:
+            worker.stop()
+
+    def _arrived(self, number: int) -> None:
+        self.count, self.last = self.count + 1, number
+        name = signal.Signals(number).name
+        if self.count > 2:
+            logger.error("%s for the third time: leaving at once", name)
+            os._exit(forced_by(number))
+        elif self._worker is None:
+            logger.info("%s during the start: leaving", name)
+            if self._starting is not None:
+                self._starting.cancel()
+        elif self.count == 1:
+            logger.info("%s: draining, a second signal hands back what still runs", name)
+            self._worker.stop()
+        else:
+            logger.warning("%s again: handing back what still runs", name)
+            self._worker.stop_now()
+
+
+@asynccontextmanager
+async def _health(path: Path | None, worker: Worker) -> AsyncGenerator[Callable[[], None]]:
+    """Keep the health file fresh from the worker's first read to its end, while it is healthy."""
+    if path is None:
+        yield lambda: None
+        return
+    _remove_stale(path)
+    ready = asyncio.Event()
+    keeping = asyncio.create_task(_keep_fresh(path, worker, ready), name="stepfleet-health")
+    try:
+        yield ready.set
+    finally:
+        keeping.cancel()
+        _remove(path)
+
+
+async def _keep_fresh(path: Path, worker: Worker, ready: asyncio.Event) -> None:
+    await ready.wait()
+    while True:
+        if worker.healthy():
+            _touch(path)
+        await asyncio.sleep(HEALTH_S)
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        logger.warning("the health file cannot be written: error=%s", error)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what an earlier process has left, and so find out whether one can write here."""
+    try:
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        raise SettingsError(f"the health file cannot be written: {error}") from error
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

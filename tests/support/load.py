@@ -1,0 +1,56 @@
+"""Runs that go on while a test does something to the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from stepfleet import Client, WorkflowHandler
+from stepfleet.client import new_run_id
+from stepfleet.errors import ConnectionLost
+from tests.support.flows import FanOut
+
+
+class Load:
+    """Keeps a few fan-outs under way, until it is told to stop; each has to end with its result."""
+
+    WIDTH: Final = 20
+    #: Fan-outs under way at any time.
+    AT_ONCE: Final = 4
+    #: Seconds of each of their events: with few slots a run takes a while, so the load stays small.
+    SECONDS: Final = 0.1
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._runs: list[str] = []
+        self._stopping = False
+        #: How often a start had to be repeated because Redis was away.
+        self.repeated = 0
+        self._tasks = [asyncio.create_task(self._produce()) for _ in range(self.AT_ONCE)]
+
+    @property
+    def started(self) -> int:
+        """Runs so far."""
+        return len(self._runs)
+
+    async def stop(self) -> list[str]:
+        """Waits until every run has ended, and returns their ids."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+        return self._runs
+
+    async def _produce(self) -> None:
+        while not self._stopping:
+            run_id = new_run_id()
+            self._runs.append(run_id)
+            result = await (await self._started(run_id))
+            assert sorted(result["numbers"]) == list(range(self.WIDTH))
+
+    async def _started(self, run_id: str) -> WorkflowHandler:
+        while True:
+            try:
+                return await self._client.start(
+                    FanOut, run_id=run_id, width=self.WIDTH, seconds=self.SECONDS
+                )
+            except ConnectionLost:
+                self.repeated += 1  # as documented: with the same id it names the same run
