@@ -57,7 +57,8 @@ class Seen:
 def main() -> int:
     options = _options()
     # A polite kill ends the demo as Ctrl-C does: through every `finally`.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with project_folder(keep=options.keep) as folder:
             print(

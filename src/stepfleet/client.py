@@ -76,6 +76,13 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+class Before(NamedTuple):
+    """The state that a run begins with: that of an earlier run, or values of the caller."""
+
+    run_id: str | None = None
+    values: Mapping[str, Any] = {}
+
+
 class _Target(NamedTuple):
     """A workflow as a caller named it."""
 
@@ -160,9 +167,11 @@ class Connected:
         event: StartEvent | None,
         fields: Mapping[str, Any],
         run_id: str,
-        ctx: Context[Any] | None,
+        *,
+        before: Before,
+        once: bool,
     ) -> None:
-        """Record a run.
+        """Record a run; with `once`, a second start under its id is refused even with the same arguments.
 
         Raises:
             RunConflictError: the id belongs to a run with other arguments.
@@ -192,9 +201,10 @@ class Connected:
             raise WorkflowRuntimeError(
                 f"no step of workflow {target.name} accepts a {type_id} as its start event"
             )
-        values = await self._initial_values(ctx, target)
+        values = await self._initial_values(before, target)
+        nonce = secrets.token_hex(8) if once else ""
         digest = hashlib.blake2b(
-            f"{target.name}\0{type_id}\0".encode() + payload, digest_size=16
+            f"{target.name}\0{type_id}\0{nonce}".encode() + payload, digest_size=16
         ).hexdigest()
         commit = endings.start(
             run_id,
@@ -236,17 +246,15 @@ class Connected:
             fields, where=f"start event {definition.start}"
         )
 
-    async def _initial_values(self, ctx: Context[Any] | None, target: _Target) -> dict[str, bytes]:
-        if ctx is None:
-            return {}
-        codec = target.plan.codec if target.plan is not None else self.codec
-        if ctx.previous_run is not None and ctx.previous_run.run_id:
-            rows = await self._reads.call("HGETALL", self.fleet.keys.store(ctx.previous_run.run_id))
-            return {
-                name.decode(): data.partition(b":")[2]
-                for name, data in zip(rows[::2], rows[1::2], strict=True)
-            }
-        return values_to_write(ctx.initial_values, codec)
+    async def _initial_values(self, before: Before, target: _Target) -> dict[str, bytes]:
+        if before.run_id is None:
+            codec = target.plan.codec if target.plan is not None else self.codec
+            return values_to_write(before.values, codec)
+        rows = await self._reads.call("HGETALL", self.fleet.keys.store(before.run_id))
+        return {
+            name.decode(): data.partition(b":")[2]
+            for name, data in zip(rows[::2], rows[1::2], strict=True)
+        }
 
     async def _definition(self, target: _Target) -> Definition | None:
         """Return what live workers announced last."""
@@ -503,7 +511,7 @@ class Client:
         target = connected.target(workflow)
         event = _start_event(workflow, start_event, fields)
         name = check_run_id(run_id) if run_id is not None else new_run_id()
-        await connected.record(target, event, fields, name, None)
+        await connected.record(target, event, fields, name, before=Before(), once=False)
         await connected.warn_unless_served(target, name)
         return _handler(connected.run(name, target))
 
@@ -523,7 +531,9 @@ class Client:
             start = one if isinstance(one, Start) else Start(fields=one)
             event = _start_event(workflow, start.start_event, dict(start.fields))
             name = check_run_id(start.run_id) if start.run_id is not None else new_run_id()
-            recording.append(connected.record(target, event, start.fields, name, None))
+            recording.append(
+                connected.record(target, event, start.fields, name, before=Before(), once=False)
+            )
             runs.append(connected.run(name, target))
         await asyncio.gather(*recording)
         if runs:
@@ -552,16 +562,20 @@ class Client:
         target = connected.target(workflow, name=name)
         identity = check_run_id(run_id) if run_id is not None else new_run_id()
         context: Context[Any] = ctx if ctx is not None else Context(workflow)
+        context.refuse_if_running()
+        earlier = context.previous_run
+        before = Before(earlier.run_id if earlier else None, context.initial_values)
 
         async def record() -> None:
-            await connected.record(target, start_event, {}, identity, ctx)
+            try:
+                await connected.record(target, start_event, {}, identity, before=before, once=True)
+            except RunConflictError as error:
+                raise RuntimeError(
+                    f"Workflow run with run_id '{identity}' already exists."
+                ) from error
             await connected.warn_unless_served(target, identity)
 
-        previous = context.previous_run
-        if previous is not None and not previous.is_done():
-            context.attach(previous)
-        started = record()
-        run = connected.run(identity, target, started)
+        run = connected.run(identity, target, record())
         context.attach(run)
         return WorkflowHandler(run, context)
 

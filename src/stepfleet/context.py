@@ -119,17 +119,19 @@ class Context(Generic[StateT]):
         """Make this the context that `get_step_context` finds in the current task."""
         _step_context.set(self)
 
-    def attach(self, face: RunFace) -> None:
-        """Give a started run to a context made by its caller.
+    def refuse_if_running(self) -> None:
+        """Make sure that this context can take a new run.
 
         Raises:
-            ContextStateError: it already has a run that goes on.
+            ContextStateError: it has a run that goes on.
         """
         if self._run is not None and not self._run.is_done():
             raise ContextStateError(
-                "Cannot start a new run while context is already running. "
-                "Wait for completion or use a new Context."
+                "Cannot start a new run while context is already running. Wait for completion or use a new Context."
             )
+
+    def attach(self, face: RunFace) -> None:
+        """Give a started run to a context made by its caller."""
         self._run = face
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -44,7 +45,7 @@ class RunPort(RunFace, Protocol):
         """Wait for the end and return the result."""
         ...
 
-    def events(self, after: int | None, expose_internal: bool) -> AsyncIterator[Event]:
+    def events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
         """Give public events."""
         ...
 
@@ -142,10 +143,12 @@ class WorkflowHandler:
                 )
         self._streams += 1
         try:
-            async for event in self._run.events(after, expose_internal):
-                if isinstance(event, StopEvent):
-                    self._consumed = True
-                yield event
+            async with aclosing(self._run.events(after, expose_internal)) as events:
+                async for event in events:
+                    if isinstance(event, StopEvent):
+                        self._consumed = True
+                    yield event
+            self._consumed = True
         finally:
             self._streams -= 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 
@@ -188,74 +189,79 @@ class RemoteRun:
 
     # -- events ------------------------------------------------------------------------------------
 
-    async def events(self, after: int | None, expose_internal: bool) -> AsyncIterator[Event]:
+    async def events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
         """Give public events behind `after`, up to the first StopEvent."""
         await self.started()
         await self._services.watcher.ready()
         if after is not None:
             self.last_sequence = after
-        rows: asyncio.Queue[Any] = asyncio.Queue()
-        key = self._services.fleet.keys.events(self.run_id)
-        watcher = self._services.watcher
-
-        def told(entries: list[Any]) -> None:
-            for entry in entries:
-                rows.put_nowait(entry)
-
-        end = asyncio.ensure_future(self.record())
-        end.add_done_callback(lambda _: rows.put_nowait(None))
+        end = self._services.spawn(self.record())
+        end.add_done_callback(_seen)
         try:
             while True:
-                async for event in self._recorded(end):
-                    yield event
-                    if isinstance(event, StopEvent):
-                        return
-                position = watcher.position(key)
-                if position is not None and int(position.partition("-")[0]) > self.last_sequence:
-                    continue
-                watcher.follow(key, f"{self.last_sequence}-0", told)
-                while rows.qsize() < BACKLOG:
-                    entry = await rows.get()
-                    if entry is None:
-                        break
-                    row = public_row(entry)
-                    if row.seq <= self.last_sequence:
-                        continue
-                    event = self._shown(row)
-                    yield event
-                    if isinstance(event, StopEvent):
-                        return
-                watcher.unfollow(key, told)
-                while not rows.empty():
-                    rows.get_nowait()
+                for source in (self._recorded, self._followed):
+                    async with aclosing(source(end)) as told:
+                        async for event, is_terminal in told:
+                            yield event
+                            # A reader without its class sees the last event as a generic one.
+                            if is_terminal or isinstance(event, StopEvent):
+                                return
         finally:
-            watcher.unfollow(key, told)
             end.cancel()
 
-    async def _recorded(self, end: asyncio.Future[RunRecord]) -> AsyncIterator[Event]:
-        """Give what stands in the stream, then, if the run has ended without one, its terminal event."""
+    async def _recorded(self, end: asyncio.Task[RunRecord]) -> AsyncGenerator[tuple[Event, bool]]:
+        """Give what stands in the stream, then, if the run has ended without one, its last event."""
         ended = end.done()
         while rows := await self._services.reader.public(self.run_id, self.last_sequence):
-            if rows[0].seq > self.last_sequence + 1:
-                gap = StreamGapEvent(first=self.last_sequence + 1, last=rows[0].seq - 1)
-                self.last_sequence = rows[0].seq - 1
-                yield gap
+            for gap in self._gap(rows[0].seq):
+                yield gap, False
             for row in rows:
                 yield self._shown(row)
         if not ended:
             return
         record = end.result()
-        if record.seq == 0 and record.entry is not None and self.last_sequence < 1:
-            self.last_sequence = 1
-            yield self._stop_event(record)
-        elif record.seq <= self.last_sequence or record.seq == 0:
+        last = record.seq or 1
+        if record.entry is None or last <= self.last_sequence:
             raise WorkflowRuntimeError("All the streamed events have already been consumed.")
+        for gap in self._gap(last):
+            yield gap, False
+        yield self._shown(PublicRow(last, record.entry, ()))
 
-    def _shown(self, row: PublicRow) -> Event:
+    async def _followed(self, end: asyncio.Task[RunRecord]) -> AsyncGenerator[tuple[Event, bool]]:
+        """Give what comes into the stream, until the run ends or a slow reader falls too far behind."""
+        key, watcher = self._services.fleet.keys.events(self.run_id), self._services.watcher
+        position = watcher.position(key)
+        if position is not None and int(position.partition("-")[0]) > self.last_sequence:
+            return  # others have read further: what they read has to be read from Redis
+        rows: asyncio.Queue[Any] = asyncio.Queue()
+
+        def told(entries: list[Any]) -> None:
+            for entry in entries:
+                rows.put_nowait(entry)
+
+        end.add_done_callback(lambda _: rows.put_nowait(None))
+        watcher.follow(key, f"{self.last_sequence}-0", told)
+        try:
+            while rows.qsize() < BACKLOG and (entry := await rows.get()) is not None:
+                row = public_row(entry)
+                if row.seq > self.last_sequence:
+                    yield self._shown(row)
+        finally:
+            watcher.unfollow(key, told)
+
+    def _gap(self, seq: int) -> list[StreamGapEvent]:
+        first = self.last_sequence + 1
+        if seq == first:
+            return []
+        self.last_sequence = seq - 1
+        return [StreamGapEvent(first=first, last=seq - 1)]
+
+    def _shown(self, row: PublicRow) -> tuple[Event, bool]:
         self.last_sequence = row.seq
-        if row.entry.kind == "mark":
-            return RetractedEvent(sequences=list(row.stale), step=row.entry.step)
-        return self._codec.decode_event(row.entry.type_id, row.entry.payload)
+        entry = row.entry
+        if entry.kind == "mark":
+            return RetractedEvent(sequences=list(row.stale), step=entry.step), False
+        return self._codec.decode_event(entry.type_id, entry.payload), entry.kind == "end"
 
     # -- what is asked of it -----------------------------------------------------------------------
 

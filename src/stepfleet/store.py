@@ -182,7 +182,7 @@ class StateStore(Generic[StateT]):
                 or name not in original
                 or not self._port.same(original[name], value)
             }
-            await edit.save(changed, [name for name in before if name not in after])
+            await edit.save(changed, [name for name in original if name not in after])
 
     def _refuse_inside_edit(self) -> None:
         if self._editing:
@@ -212,7 +212,11 @@ class StateStore(Generic[StateT]):
             else self._type(**_declared_only(self._type, values))
         )
         for name, value in values.items():
-            setattr(state, name, value)
+            if name in self._type.model_fields:
+                setattr(state, name, value)
+            elif state.__pydantic_extra__ is not None:
+                # Not by setattr: a key may have the name of a method.
+                state.__pydantic_extra__[name] = value
         return state
 
 

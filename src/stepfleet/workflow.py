@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Protocol, Self
 
+from pydantic import BaseModel
+
 from stepfleet.context import Context
 from stepfleet.decorators import (
     StepFunction,
@@ -175,6 +177,11 @@ class Workflow:
     def stop_event_class(self) -> type[StopEvent]:
         """The type of the event that ends a run."""
         return graph_of(self).stop_event_class
+
+    @property
+    def state_type(self) -> type[BaseModel] | None:
+        """The model that steps declare for their state by `Context[State]`, None without one."""
+        return graph_of(self).state_type
 
     @property
     def events(self) -> list[type[Event]]:

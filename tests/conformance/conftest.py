@@ -13,12 +13,16 @@ import pytest_asyncio
 from tests.conformance.place import Place
 
 
-@pytest_asyncio.fixture(params=["memory", "redis", "valkey"])
+#: `memory://`, and a server of each kind.
+PLACES = ("memory", "redis", "valkey")
+
+
+@pytest_asyncio.fixture(params=PLACES)
 async def place(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Place]:
     """Gives a place to run workflows; checks afterwards that no key, no run and no task is left."""
-    place = Place(_url(request), f"t{uuid4().hex[:12]}")
+    place = Place(place_url(request), f"t{uuid4().hex[:12]}")
     try:
         yield place
         await place.assert_nothing_leaks()
@@ -35,7 +39,7 @@ async def place(
     assert not defects
 
 
-def _url(request: pytest.FixtureRequest) -> str:
+def place_url(request: pytest.FixtureRequest) -> str:
     if request.param == "memory":
         return "memory://"
     urls: dict[str, str] = request.getfixturevalue("server_urls")

@@ -35,12 +35,11 @@ class Progress(Event):
     text: str
 
 
-async def waiting(handler: Any, count: int = 1) -> None:
-    """Returns when so many deliveries of the run wait, and nothing else of it is pending."""
+async def waiting(place: Place, handler: Any, count: int = 1) -> None:
+    """Returns when so many executions of the run wait."""
 
     async def they_wait() -> bool:
-        status = await handler.status()
-        return status.pending == count
+        return len(await place.client.connection().reader.waiters(handler.run_id)) == count
 
     await eventually(they_wait, 5.0)
 
@@ -99,7 +98,7 @@ async def test_only_an_event_that_meets_the_requirements_wakes_the_step(place: P
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler)
+    await waiting(place, handler)
     await handler.send_event(Answer(text="no", topic="wrong"))
     await handler.send_event(Answer(text="yes", topic="right"))
     assert await handler == "yes"
@@ -135,17 +134,22 @@ async def test_two_waits_with_different_requirements_each_get_their_answer(place
     class Flow(Workflow):
         @step
         async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            first = await ctx.wait_for_event(Answer, requirements={"topic": "first"})
-            second = await ctx.wait_for_event(Answer, requirements={"topic": "second"})
-            return StopEvent(result=[first.text, second.text])
+            answers: list[str] = []
+            for topic in ("first", "second"):
+                answer = await ctx.wait_for_event(
+                    Answer,
+                    waiter_event=Progress(text=topic),
+                    requirements={"topic": topic},
+                )
+                answers.append(answer.text)
+            return StopEvent(result=answers)
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler)
-    await handler.send_event(Answer(text="1", topic="first"))
-    await waiting(handler)
-    await handler.send_event(Answer(text="2", topic="second"))
-    assert await handler == ["1", "2"]
+    async for event in handler.stream_events():
+        if isinstance(event, Progress):
+            await handler.send_event(Answer(text=event.text.upper(), topic=event.text))
+    assert await handler == ["FIRST", "SECOND"]
 
 
 async def test_identical_waits_of_one_execution_share_their_answer(place: Place) -> None:
@@ -158,7 +162,7 @@ async def test_identical_waits_of_one_execution_share_their_answer(place: Place)
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler)
+    await waiting(place, handler)
     await handler.send_event(Answer(text="same"))
     assert await handler == ["same", "same"]
 
@@ -185,7 +189,7 @@ class Parallel(Workflow):
 async def test_waiting_executions_hold_no_slot_and_each_gets_its_answer(place: Place) -> None:
     flow = await place.serve(Parallel)
     handler = flow.run()
-    await waiting(handler, 6)
+    await waiting(place, handler, 6)
     for n in reversed(range(6)):
         await handler.send_event(Answer(text="abcdef"[n], topic=str(n)))
     assert await handler == ["0a", "1b", "2c", "3d", "4e", "5f"]
@@ -210,7 +214,7 @@ async def test_one_event_wakes_every_step_that_waits_for_it(place: Place) -> Non
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler, 3)
+    await waiting(place, handler, 3)
     await handler.send_event(Answer(text="!"))
     assert await handler == ["0!", "1!", "2!"]
 
@@ -227,7 +231,7 @@ async def test_no_except_in_a_step_swallows_the_wait(place: Place) -> None:
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler)
+    await waiting(place, handler)
     await handler.send_event(Answer(text="kept"))
     assert await handler == "kept"
 
@@ -272,7 +276,7 @@ async def test_an_event_from_before_the_question_is_no_answer(place: Place) -> N
     await handler.send_event(Answer(text="too early"))
     await eventually(lambda: place.call("HGET", place.keys.run(handler.run_id), "inbox"), 5)
     go_on.set()
-    await waiting(handler)
+    await waiting(place, handler)
     await handler.send_event(Answer(text="in time"))
     assert await handler == "in time"
 
@@ -297,7 +301,7 @@ async def test_a_replay_answers_what_was_collected_before_the_wait(place: Place)
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler)
+    await waiting(place, handler)
     await handler.send_event(Answer(text="ok"))
     assert await handler == [[0, 1], "ok"]
     assert collected[-1] == [0, 1]
@@ -321,7 +325,7 @@ async def test_an_awaited_event_also_reaches_other_steps_that_accept_it(place: P
 
     flow = await place.serve(Flow)
     handler = flow.run()
-    await waiting(handler)
+    await waiting(place, handler)
     await handler.send_event(Answer(text="x"))
     assert await handler == ["accepted x", "waited x"]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
+from stepfleet.cli.operator import commands as operator_commands
 from stepfleet.cli.worker import command as worker_command
 from stepfleet.settings import Settings
 from tests.docs.pages import ROOT, Block, blocks, name_of, pages
@@ -75,10 +78,22 @@ def problem_with_make(arguments: list[str]) -> str:
     return next((f"make {word}: no such recipe" for word in wanted if word not in recipes), "")
 
 
-def problem_with_worker(arguments: list[str]) -> str:
-    known = {name for option in worker_command.params for name in option.opts} | {"--help"}
+def problem_with_options(program: str, command: click.Command, arguments: list[str]) -> str:
+    known = {name for option in command.params for name in option.opts} | {"--help"}
     used = [word.partition("=")[0] for word in arguments if word.startswith("-")]
-    return next((f"workflow-worker {name}: no such option" for name in used if name not in known), "")
+    return next((f"{program} {name}: no such option" for name in used if name not in known), "")
+
+
+def problem_with_worker(arguments: list[str]) -> str:
+    return problem_with_options("workflow-worker", worker_command, arguments)
+
+
+def problem_with_operator(arguments: list[str]) -> str:
+    name, *rest = arguments
+    command = operator_commands.commands.get(name)
+    if command is None:
+        return f"stepfleet {name}: no such command"
+    return problem_with_options(f"stepfleet {name}", command, rest)
 
 
 def problem_with_python(arguments: list[str]) -> str:
@@ -105,7 +120,7 @@ def problem_with_docker(arguments: list[str]) -> str:
     named = [w.partition("=")[0] for w in arguments if re.fullmatch(r"\w+=\d+", w)]
     if "run" in arguments:
         named.append(arguments[-1])
-    files = [after for word, after in zip(arguments, arguments[1:], strict=False) if word == "-f"]
+    files = [after for word, after in itertools.pairwise(arguments) if word == "-f"]
     missing = [name for name in named if name not in services]
     missing += [name for name in files if not (ROOT / name).exists()]
     return f"docker: {missing} is not there" if missing else ""
@@ -114,6 +129,7 @@ def problem_with_docker(arguments: list[str]) -> str:
 CHECKS: dict[str, Callable[[list[str]], str]] = {
     "make": problem_with_make,
     "workflow-worker": problem_with_worker,
+    "stepfleet": problem_with_operator,
     "python": problem_with_python,
     "pip": problem_with_pip,
     "docker": problem_with_docker,
@@ -137,8 +153,13 @@ def test_what_a_page_tells_people_to_type_exists(block: Block) -> None:
     [
         ("make tset", "make tset: no such recipe"),
         ("workflow-worker a:b --nope 3", "workflow-worker --nope: no such option"),
+        ("stepfleet dve a:b", "stepfleet dve: no such command"),
+        ("stepfleet dev a:b --worker 3", "stepfleet dev --worker: no such option"),
         ("STEPFLEET_REDIS=x make test", "STEPFLEET_REDIS: not a variable that anything reads"),
-        ("export STEPFLEET_LEASE=3 STEPFLEET_X=1", "STEPFLEET_X: not a variable that anything reads"),
+        (
+            "export STEPFLEET_LEASE=3 STEPFLEET_X=1",
+            "STEPFLEET_X: not a variable that anything reads",
+        ),
         ("python -m examples.nope.start", "python -m examples.nope.start: no such module"),
         (".venv/bin/pip install '.[nope]'", "extra nope: not there"),
         ("docker compose up --scale nope=3", "docker: ['nope'] is not there"),

@@ -11,12 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from stepfleet import Client
+from stepfleet.cli.exits import CONFIG, CRASHED, HANDED_BACK, OK, UNAVAILABLE, USAGE
+from stepfleet.cli.operator import commands as operator_commands
+from stepfleet.cli.worker import command as worker_command
 from stepfleet.embedded import supervisor
 from stepfleet.embedded.server import DIRECTORY, dev_server_url
-from tests.support.programs import OPERATOR, PATIENCE, WORKER, Program
+from tests.support.programs import OPERATOR, PATIENCE, ROOT, WORKER, Program
 from tests.support.wait import wait_until
 
 READY = "worker is ready"
@@ -98,7 +102,7 @@ async def test_dev_runs_workers_says_how_to_connect_and_drains_on_ctrl_c(
     async with client(folder) as connected:
         assert await (await connected.start("Whoami")) in workers_of(dev)
 
-    dev.send(signal.SIGINT)
+    dev.press_ctrl_c()
     assert dev.code() == 0
     assert "stopping: the workers finish their steps" in dev.out
     assert dev.out.count("ended: exit_code=0") == 2
@@ -175,3 +179,19 @@ def test_an_unknown_command_exits_2(run: Run) -> None:
 
     assert program.code() == 2
     assert "No such command 'devv'" in program.err
+
+
+def test_the_reference_names_every_command_option_and_exit_code() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    options = [
+        name
+        for command in (worker_command, *operator_commands.commands.values())
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden
+        for name in option.opts
+    ]
+    codes = [OK, CRASHED, USAGE, CONFIG, UNAVAILABLE, HANDED_BACK, "130, 143"]
+    names = [f"`stepfleet {name}" for name in operator_commands.commands]
+
+    assert [name for name in [*options, *names] if name not in page] == []
+    assert [code for code in codes if f"\n| {code} | " not in page] == []

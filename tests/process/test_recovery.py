@@ -19,6 +19,8 @@ from tests.support.wait import eventually
 PATIENCE = 60.0
 #: How the worker says that its commit was not applied.
 DROPPED = "settled elsewhere"
+#: Runs that a stopped worker owns.
+STOPPED = 8
 
 
 @pytest.mark.parametrize("lease", [1.5, pytest.param(3.0, marks=pytest.mark.slow)])
@@ -42,40 +44,53 @@ async def test_a_step_that_keeps_the_cpu_for_four_leases_runs_once(
 
 
 @pytest.mark.parametrize("lease", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_worker_that_was_stopped_for_three_leases_changes_nothing(
     tmp_path: Path, lease: float
 ) -> None:
     with TestFleet(tmp_path, lease=f"{lease}s") as fleet:
         (stopped,) = fleet.start()
-        async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
-            handlers = [await client.start(Sleep, seconds=lease) for _ in range(7)]
-            await eventually(lambda: len(fleet.ledger.lines("start")) == 7, PATIENCE)
-            # Its time is over when the worker goes on: it commits what is no longer its own.
-            handlers.append(await client.start(Spin, seconds=lease))
-            await eventually(lambda: fleet.ledger.executions("spin"), PATIENCE)
-            stopped.pause()
-            runs = [handler.run_id for handler in handlers]
-            assert fleet.owned_by(stopped) == len(runs)
-            (other,) = fleet.start()
-            await asyncio.sleep(3 * lease)  # the stop is the length of time that this is about
-            assert set(await asyncio.gather(*handlers)) == {other.pid}
-            old_name = _names_of(fleet, stopped)
-            stopped.go_on()
-
-            await eventually(lambda: _names_of(fleet, stopped) - old_name, PATIENCE)
-            await eventually(lambda: DROPPED in stopped.log(), PATIENCE)
-            assert "others took this worker's deliveries" in stopped.log()
-            assert other.leave() == 0
+        runs: dict[str, int] = {}
+        async with Client(fleet.url) as client, asyncio.timeout(4 * PATIENCE):
+            # Now and then it learns that it is buried before it commits anything: then once more.
+            while DROPPED not in stopped.log() and len(runs) < 4 * STOPPED:
+                runs |= await _stopped_for_three_leases(fleet, client, stopped, lease)
+            assert DROPPED in stopped.log()
             again = await client.start(Sleep, seconds=0.0)
             assert await again == stopped.pid
 
-        runs.append(again.run_id)
-        fleet.wait_until_tidy(runs)
+        fleet.wait_until_tidy([*runs, again.run_id])
         record = fleet.record()
-        assert record.check_settled(fleet.ledger, runs) == len(runs)
-        assert {entry.settled_by for entry in record.of_runs(runs[:-1])} == {other.pid}
-        assert len(record.reclaimed(runs)) == len(runs) - 1
+        assert record.check_settled(fleet.ledger, [*runs, again.run_id]) == len(runs) + 1
+        settled = {entry.run_id: entry.settled_by for entry in record.of_runs(runs)}
+        assert settled == runs
+        assert len(record.reclaimed(runs)) == len(runs)
+
+
+async def _stopped_for_three_leases(
+    fleet: TestFleet, client: Client, stopped: WorkerProcess, lease: float
+) -> dict[str, int]:
+    """Stops and continues a worker that owns runs; returns the runs and who ended them."""
+    # Their time is over when the worker goes on: it commits what is no longer its own.
+    handlers = [await client.start(Sleep, seconds=3 * lease) for _ in range(STOPPED)]
+    await eventually(lambda: _armed(fleet) == STOPPED, PATIENCE)
+    stopped.pause()
+    assert fleet.owned_by(stopped) == STOPPED
+    (other,) = fleet.start()
+    await asyncio.sleep(3 * lease)  # the stop is the length of time that this is about
+    old_names = _names_of(fleet, stopped)
+    stopped.go_on()
+    await eventually(lambda: _names_of(fleet, stopped) - old_names, PATIENCE)
+    assert "others took this worker's deliveries" in stopped.log()
+    assert await asyncio.gather(*handlers) == [other.pid] * STOPPED
+    assert await asyncio.to_thread(other.leave) == 0
+    return {handler.run_id: other.pid for handler in handlers}
+
+
+def _armed(fleet: TestFleet) -> int:
+    """Returns how many runs have a deadline: their workers have nothing more to say before their end."""
+    with fleet.redis() as redis:
+        return sum(redis.zcount(key, "-inf", "(+inf") for key in redis.keys("*}:live"))
 
 
 def _names_of(fleet: TestFleet, worker: WorkerProcess) -> set[str]:

@@ -312,6 +312,20 @@ def test_a_wrong_password_is_not_an_outage(
     )
 
 
+def test_a_right_that_the_user_lacks_is_named(run: Run, server: RedisServer) -> None:
+    rights = ("on", ">hush", "~*", "&*", "+@all", "-xgroup")
+    look(server).execute_command("ACL", "SETUSER", "half", *rights)
+    url = f"redis://half:hush@127.0.0.1:{server.port}"
+
+    program = run("project:Failing", "--redis-url", url)
+
+    assert program.code() == 3
+    shown = url.replace("hush", "***")
+    assert program.err.startswith(f"workflow-worker: Redis at {shown} refuses: ")
+    assert "xgroup" in program.err
+    assert program.err.count("\n") == 1
+
+
 def test_a_server_that_throws_work_away_is_refused_naming_the_setting(
     run: Run, own_server: Callable[..., RedisServer]
 ) -> None:
@@ -363,7 +377,9 @@ def test_the_oldest_supported_server_is_fine() -> None:
 
 
 def test_a_server_that_is_too_old_is_refused() -> None:
-    with pytest.raises(IncompatibleServer, match="Redis 6.0.16 at redis://h is too old: Redis 6.2"):
+    with pytest.raises(
+        IncompatibleServer, match=r"Redis 6\.0\.16 at redis://h is too old: Redis 6\.2"
+    ):
         judge(FINE | {"redis_version": "6.0.16"}, url="redis://h")
 
 
@@ -551,7 +567,7 @@ async def test_log_lines_say_which_run_step_delivery_and_attempt(
     assert failure["delivery"]
     assert failure["error.type"] == "ValueError"
     places = [line for line in failure["traceback"].splitlines() if "File" in line]
-    assert places == [f'  File "{tmp_path}/project.py", line 22, in fall']
+    assert places == [f'  File "{tmp_path}/project.py", line 20, in fall']
 
 
 def test_a_password_is_masked_through_an_outage(

@@ -40,6 +40,7 @@ class Program:
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
+                    process_group=0,  # as a shell does it
                     preexec_fn=die_with_parent(),
                 )
             ).result()
@@ -75,6 +76,10 @@ class Program:
     def send(self, number: int = signal.SIGTERM) -> None:
         """Sends it a signal."""
         self.process.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """Sends SIGINT to its process group, as a terminal does."""
+        os.killpg(self.pid, signal.SIGINT)
 
     def code(self, timeout: float = PATIENCE) -> int:
         """Waits for its end and returns its exit code."""

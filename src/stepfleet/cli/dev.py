@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -67,23 +66,22 @@ def _count(workers: int) -> str:
 
 
 async def _run(arguments: Sequence[str], workers: int) -> int:
-    with tempfile.TemporaryDirectory(prefix="stepfleet-dev-") as folder:
-        crew = _Crew(arguments, workers, Path(folder))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, crew.stop, number)
-        return await crew.run()
+    crew = _Crew(arguments, workers)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, crew.stop, number)
+    return await crew.run()
 
 
 class _Crew:
     """The workers of one `stepfleet dev`."""
 
-    def __init__(self, arguments: Sequence[str], workers: int, folder: Path) -> None:
+    def __init__(self, arguments: Sequence[str], workers: int) -> None:
         command = [sys.executable, "-m", "stepfleet.cli.worker", *arguments, "--embedded"]
         command += ["--log-format", "console", "--parent", str(os.getpid())]
         width = len(str(workers))
         self._members = [
-            _Member(f"worker-{number:0{width}}", command, folder, _COLOURS[number % len(_COLOURS)])
+            _Member(f"worker-{number:0{width}}", command, _COLOURS[number % len(_COLOURS)])
             for number in range(1, workers + 1)
         ]
         self._stopping = asyncio.Event()
@@ -144,9 +142,10 @@ class _Crew:
 class _Member:
     """One worker process and its successors."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, colour: str) -> None:
+    def __init__(self, name: str, command: Sequence[str], colour: str) -> None:
         self._prefix = click.style(f"{name} |", fg=colour)
-        self._health = folder / name
+        # In the private folder, by a name of this process: a second `dev` may run here.
+        self._health = Path(DIRECTORY, f"dev-{os.getpid()}-{name}").absolute()
         self._command = [*command, "--health-file", os.fspath(self._health)]
         self._process: asyncio.subprocess.Process | None = None
         self.code = OK

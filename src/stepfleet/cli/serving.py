@@ -22,7 +22,7 @@ from stepfleet.cli.exits import CRASHED, HANDED_BACK, OK, forced_by, leave_withi
 from stepfleet.cli.probe import wait_for_server
 from stepfleet.client import Client
 from stepfleet.core.plan import Plan
-from stepfleet.errors import SettingsError
+from stepfleet.errors import SettingsError, StoreRefused
 from stepfleet.settings import Settings
 from stepfleet.storage.fleet import Fleet
 from stepfleet.worker.worker import Worker, WorkerOptions
@@ -98,7 +98,10 @@ async def serve(job: Job) -> int:
     worker = Worker(job.fleet, job.plans, options=_options(job), runtime=client)
     signals.control(worker)
     async with _health(job.health_file, worker) as on_ready:
-        handed_back = await worker.run(burst=job.burst, on_ready=on_ready)
+        try:
+            handed_back = await worker.run(burst=job.burst, on_ready=on_ready)
+        except StoreRefused as error:
+            raise StoreRefused(f"Redis at {job.shown_url} refuses: {error}") from error
     await client.close()
     code = _code(worker, handed_back, signals)
     logger.info("ended: exit_code=%d", code)

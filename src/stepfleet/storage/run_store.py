@@ -49,10 +49,11 @@ class RunStore:
         for commit in commits:
             packing.add(commit)
         answers = await self.link.script(script("commit"), *packing.arguments())
-        return [_answer(raw) for raw in answers]
+        return [answer_of(raw) for raw in answers]
 
 
-def _answer(raw: bytes) -> Answer:
+def answer_of(raw: bytes) -> Answer:
+    """Return what one answer of the script says."""
     if raw == b"applied":
         return _APPLIED
     word, *rest = raw.decode("utf-8", "replace").split(" ")

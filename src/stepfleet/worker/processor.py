@@ -240,6 +240,9 @@ class Processor:
         known, rerun = NOTHING_KNOWN, False
         while True:
             outcome = await self._outcome(held, served, known, rerun)
+            if held.cancelled:
+                # The step swallowed its cancellation: what it returned is nobody's any more.
+                raise asyncio.CancelledError
             now_ms = self._clock.redis_ms()
             commit = decide(delivery, outcome, served.plan, now_ms=now_ms)
             answer = await self._committer.commit(commit)
@@ -426,8 +429,12 @@ class Processor:
         self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
 
     def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:
-        if isinstance(answer, Answer) and answer.word in ("gone", "over", "unknown-run"):
-            self._abandon(held, "gone" if answer.word == "gone" else "over")
+        if not isinstance(answer, Answer) or answer.word not in ("gone", "over", "unknown-run"):
+            return
+        if answer.word == "gone" and not held.cancelled:
+            with _step_log_context(held.delivery):
+                logger.warning("another worker took this delivery, its execution here ends")
+        self._abandon(held, "gone" if answer.word == "gone" else "over")
 
     def _age_ms(self, held: Held) -> int:
         return int((self._clock.steady() - held.started) * 1000)

@@ -422,6 +422,8 @@ class Worker:
             "the lease ran out and others took this worker's deliveries: consumer=%s", self.consumer
         )
         self._processor.drop_all("gone")
+        # What the old name still reads would wait for a reclaim, and count as lost.
+        self._reads.interrupt()
         old = self._heartbeat
         await old.stop()
         committing = next(task for task in self._tasks if task.get_name() == "stepfleet-commit")

@@ -13,7 +13,9 @@ if score and tonumber(score) < 0 then return { 0 } end
 rc('ZADD', leases, string.format('%.0f', now_ms() + lease), me)
 rc('HSET', KEYS[2], me, ARGV[3])
 for i = 3, #KEYS do
-  if rc('GET', KEYS[i]) == ARGV[i + 1] then rc('PEXPIRE', KEYS[i], lease) end
+  -- A lock of a wrong type is its run's misfortune, not this worker's.
+  local ok, holder = pcall(rc, 'GET', KEYS[i])
+  if ok and holder == ARGV[i + 1] then rc('PEXPIRE', KEYS[i], lease) end
 end
 return {
   1, now_ms(), rc('ZCOUNT', leases, 1, now_ms()), rc('ZCOUNT', leases, '-inf', '(0'),

@@ -3,8 +3,8 @@
 -- KEYS  leases, then the streams to look at.
 -- ARGV  group, me, how many at most, how many that were lost twice or more at most, 1 if dead consumers may be buried,
 --       lease in ms.
--- Returns {stream index, entry id, deliveries so far, fields, previous owner} for each.
--- Invariant: the delivery counter of Redis rises only when a buried consumer had the delivery; handed-back ones keep it.
+-- Returns {stream index (from 1), entry id, deliveries so far, fields, previous owner} for each.
+-- Invariant: the delivery counter rises only when a buried consumer had the delivery; handed-back ones keep it.
 
 local leases, group, me = KEYS[1], ARGV[1], ARGV[2]
 local left, suspects, may_bury = ARGV[3] + 0, ARGV[4] + 0, ARGV[5] == '1'
