@@ -202,8 +202,13 @@ def _report(
 def _fate(worker: WorkerProcess) -> str:
     if worker.killed:
         return "killed"
-    taken_over = count_taken_over(worker)
-    return f"took over {taken_over} deliveries" if taken_over else ""
+    match count_taken_over(worker):
+        case 0:
+            return ""
+        case 1:
+            return "took over 1 delivery"
+        case count:
+            return f"took over {count} deliveries"
 
 
 def _verdict(promises: dict[str, bool], seen: Seen) -> int:

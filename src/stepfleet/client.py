@@ -477,6 +477,7 @@ class Client:
     def connection(self) -> Connected:
         """Return the working part, which belongs to the event loop that first used it."""
         if self._connected is None:
+            asyncio.get_running_loop()  # outside of a loop nothing is begun
             self._connected = Connected(self._fleet, types=self._types, patience=self._patience)
         return self._connected
 

@@ -11,8 +11,9 @@ from typing import Any
 from stepfleet.client import PATIENCE
 from stepfleet.client import Client as _Client
 from stepfleet.codec import Limits
-from stepfleet.embedded.memory import memory_fleet, memory_runtime
+from stepfleet.embedded.memory import memory_runtime
 from stepfleet.embedded.server import dev_server_url
+from stepfleet.errors import SettingsError
 from stepfleet.settings import Settings, check_redis_url, resolve_redis_url
 from stepfleet.storage.beat import beat_caller
 from stepfleet.storage.fleet import Fleet
@@ -26,12 +27,15 @@ def fleet_of(url: str, settings: Settings) -> Fleet:
     """Return the fleet at a URL; nothing is connected yet.
 
     Raises:
-        SettingsError: the URL is none of redis://, rediss://, unix:// and memory://.
+        SettingsError: the URL is none of redis://, rediss:// and unix://.
     """
     check_redis_url(url)
-    limits = Limits(max_bytes=int(settings.event_limit), max_depth=settings.depth_limit)
     if url.startswith("memory:"):
-        return memory_fleet(settings.namespace, limits=limits)
+        raise SettingsError(
+            "memory:// lives inside one event loop, so no client can connect to it: call "
+            "Workflow.run(), which uses it when STEPFLEET_REDIS_URL is not set, or name a server"
+        )
+    limits = Limits(max_bytes=int(settings.event_limit), max_depth=settings.depth_limit)
     connect_timeout = settings.connect_timeout.total_seconds()
     connect = connector(url, connect_timeout=connect_timeout)
     return Fleet(

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from pydantic import BaseModel
-
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event
-from stepfleet.store import LocalPort, StateStore, StorePort
+from stepfleet.store import LocalPort, StateStore, StateT, StorePort
 
-StateT = TypeVar("StateT", bound=BaseModel)
 EventT = TypeVar("EventT", bound=Event)
 
 #: Seconds that `wait_for_event` waits unless told otherwise.

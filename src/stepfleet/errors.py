@@ -111,6 +111,10 @@ class UnknownTypeError(DecodeError):
     """A type id on the wire names no class registered here."""
 
 
+class NewerVersionError(DecodeError):
+    """A record was written by a newer version of stepfleet than this process runs."""
+
+
 # -- the operator acts
 # -------------------------------------------------------------------------------
 

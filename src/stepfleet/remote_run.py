@@ -298,7 +298,7 @@ class RemoteRun:
     ) -> None:
         routes = await self._routing.routes(event, type_id, step)
         parent = f"{self.run_id}/{operation}"
-        record = encode_record(Record(parent, type_id, payload))
+        record = encode_record(Record(parent, type_id, payload, target=step))
         words: list[Word] = [
             Emit(
                 route,

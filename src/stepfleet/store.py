@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel
+from typing_extensions import TypeVar
 
 from stepfleet.errors import WorkflowRuntimeError
 from stepfleet.events import DictLikeModel
@@ -20,11 +21,13 @@ MAX_DEPTH: Final = 1000
 
 _MISSING: Final = object()
 
-StateT = TypeVar("StateT", bound=BaseModel)
-
 
 class DictState(DictLikeModel):
     """State without declared fields: any attribute or key."""
+
+
+#: The type of a state: `DictState` where none is declared.
+StateT = TypeVar("StateT", bound=BaseModel, default=DictState)
 
 
 class Stored(NamedTuple):
@@ -231,6 +234,8 @@ def _fields(state: BaseModel) -> dict[str, Any]:
 def _segments(path: str) -> list[str]:
     if not path:
         raise ValueError("Path cannot be empty")
+    if not path.isascii():
+        path.encode()  # a lone surrogate names no key: UnicodeEncodeError is a ValueError
     segments = path.split(".")
     if len(segments) > MAX_DEPTH:
         raise ValueError(f"Path length exceeds {MAX_DEPTH} segments")

@@ -13,7 +13,7 @@ import msgpack
 
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Record
-from stepfleet.errors import DecodeError
+from stepfleet.errors import DecodeError, NewerVersionError
 
 #: Version of every record below. A reader refuses a newer one.
 VERSION: Final = 1
@@ -33,9 +33,7 @@ def decode_record(data: bytes) -> Record:
         DecodeError: the bytes are no record, or one of a newer version.
     """
     fields = _unpack(data, "delivery", len(Record._fields))
-    if [type(field) for field in fields[:5]] != [str, str, bytes, int, int]:
-        raise DecodeError("a delivery has fields of wrong types", data)
-    return Record(*fields)
+    return Record(*_typed(fields, (str, str, bytes, int, int), "delivery", data))
 
 
 class PublicEntry(NamedTuple):
@@ -63,7 +61,8 @@ def decode_public(data: bytes) -> PublicEntry:
     Raises:
         DecodeError: the bytes are no public entry, or one of a newer version.
     """
-    return PublicEntry(*_unpack(data, "public entry", len(PublicEntry._fields)))
+    fields = _unpack(data, "public entry", len(PublicEntry._fields))
+    return PublicEntry(*_typed(fields, (str, str, bytes, str, str, int, str), "public entry", data))
 
 
 class Promotion(NamedTuple):
@@ -93,17 +92,21 @@ def decode_timer(data: bytes) -> Promotion | Expiry:
     Raises:
         DecodeError: the bytes are no timer, or one of a newer version.
     """
-    kind, *fields = _unpack(data, "timer", None)
-    if kind == "expiry" and len(fields) == 1:
-        return Expiry(*fields)
-    if kind == "promotion" and len(fields) == 3:
-        return Promotion(_route(fields[0], data), fields[1], fields[2])
+    match _unpack(data, "timer", None):
+        case ["expiry", str(waiter)]:
+            return Expiry(waiter)
+        case ["promotion", route, str(delivery), bytes(record)]:
+            return Promotion(_route(route, data), delivery, record)
+        case _:
+            pass
     raise DecodeError("a timer is of an unknown kind", data)
 
 
 class Waiter(NamedTuple):
     """A delivery that is suspended until an event comes."""
 
+    #: Which wait it is: delivery, attempt and position, so that no two waits share a name.
+    name: str
     #: How the script counts it: the escaped type name, or '*' for waits that take subclasses.
     type: str
     type_id: str
@@ -119,7 +122,7 @@ class Waiter(NamedTuple):
 
 def encode_waiter(waiter: Waiter) -> bytes:
     """Return the bytes of a waiter."""
-    return _pack((VERSION, *waiter[:4], list(waiter.route), *waiter[5:]))
+    return _pack((VERSION, *waiter[:5], list(waiter.route), *waiter[6:]))
 
 
 def decode_waiter(data: bytes) -> Waiter:
@@ -129,8 +132,9 @@ def decode_waiter(data: bytes) -> Waiter:
         DecodeError: the bytes are no waiter, or one of a newer version.
     """
     fields = _unpack(data, "waiter", len(Waiter._fields))
-    fields[4] = _route(fields[4], data)
-    return Waiter(*fields)
+    fields[5] = _route(fields[5], data)
+    shape = (str, str, str, str, bytes, tuple, str, bytes, str)
+    return Waiter(*_typed(fields, shape, "waiter", data))
 
 
 class Unclaimed(NamedTuple):
@@ -153,7 +157,8 @@ def decode_unclaimed(data: bytes) -> Unclaimed:
     Raises:
         DecodeError: the bytes are no inbox element, or one of a newer version.
     """
-    return Unclaimed(*_unpack(data, "inbox element", len(Unclaimed._fields)))
+    fields = _unpack(data, "inbox element", len(Unclaimed._fields))
+    return Unclaimed(*_typed(fields, (str, bytes, int), "inbox element", data))
 
 
 class BufferedEvent(NamedTuple):
@@ -174,14 +179,25 @@ def decode_buffered(data: bytes) -> BufferedEvent:
     Raises:
         DecodeError: the bytes are no buffered event, or one of a newer version.
     """
-    return BufferedEvent(*_unpack(data, "buffered event", len(BufferedEvent._fields)))
+    fields = _unpack(data, "buffered event", len(BufferedEvent._fields))
+    return BufferedEvent(*_typed(fields, (str, bytes), "buffered event", data))
 
 
 def _route(fields: Any, data: bytes) -> Route:
-    known = cast("list[Any]", fields) if isinstance(fields, list) else []
-    if len(known) != len(Route._fields):
-        raise DecodeError("a route has other fields than this version knows", data)
-    return Route._make([*known[:-1], tuple(known[-1])])
+    match fields:
+        case [str(), str(), str(), int(), int(), list(types)] if all(
+            isinstance(name, str) for name in cast("list[object]", types)
+        ):
+            return Route(*fields[:-1], tuple(cast("list[str]", types)))
+        case _:
+            raise DecodeError("a route has other fields than this version knows", data)
+
+
+def _typed(fields: list[Any], shape: tuple[type, ...], what: str, data: bytes) -> list[Any]:
+    """Return fields, the first of which are of these types."""
+    if not all(map(isinstance, fields, shape)):
+        raise DecodeError(f"a {what} has fields of wrong types", data)
+    return fields
 
 
 def _unpack(data: bytes, what: str, length: int | None) -> list[Any]:
@@ -194,7 +210,9 @@ def _unpack(data: bytes, what: str, length: int | None) -> list[Any]:
         raise DecodeError(f"a {what} is not a versioned record", data)
     version, *rest = fields
     if version > VERSION:
-        raise DecodeError(f"a {what} has version {version}; this code reads up to {VERSION}", data)
+        raise NewerVersionError(
+            f"a {what} has version {version}; this code reads up to {VERSION}", data
+        )
     if length is not None and len(rest) != length:
         raise DecodeError(f"a {what} has {len(rest)} fields instead of {length}", data)
     return rest

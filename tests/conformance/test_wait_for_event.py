@@ -39,7 +39,8 @@ async def waiting(place: Place, handler: Any, count: int = 1) -> None:
     """Returns when so many executions of the run wait."""
 
     async def they_wait() -> bool:
-        return len(await place.client.connection().reader.waiters(handler.run_id)) == count
+        waits = await place.client.connection().reader.waits(handler.run_id)
+        return len(waits.open) == count
 
     await eventually(they_wait, 5.0)
 

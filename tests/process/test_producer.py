@@ -119,5 +119,3 @@ async def test_a_killed_streaming_step_shows_every_event_once_or_says_what_to_re
 
 def _is_token(event: object) -> bool:
     return isinstance(event, Token)
-
-

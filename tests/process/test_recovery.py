@@ -98,9 +98,7 @@ def _names_of(fleet: TestFleet, worker: WorkerProcess) -> set[str]:
     with fleet.redis() as redis:
         (key,) = redis.keys("*:leases")
         names = {name.decode(): end for name, end in redis.zrange(key, 0, -1, withscores=True)}
-    return {
-        name for name, end in names.items() if end > 0 and pid_of(name) == worker.pid
-    }
+    return {name for name, end in names.items() if end > 0 and pid_of(name) == worker.pid}
 
 
 @pytest.mark.parametrize("then", ["close", "silence"])

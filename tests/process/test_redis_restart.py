@@ -49,8 +49,4 @@ async def test_redis_is_killed_under_load_and_every_run_ends_correctly(
 
 
 async def _texts(handler: WorkflowHandler) -> list[str]:
-    return [
-        event.text
-        async for event in handler.stream_events()
-        if isinstance(event, Token)
-    ]
+    return [event.text async for event in handler.stream_events() if isinstance(event, Token)]

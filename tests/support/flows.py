@@ -206,6 +206,7 @@ class Add(Event):
 
 
 class Added(Event):
+    number: int
     times: int
 
 
@@ -223,7 +224,7 @@ class Counter(Workflow):
         with noted(ctx, "add"):
             async with ctx.store.edit_state() as state:
                 state.counter += 1
-        return Added(times=ev.times)
+        return Added(number=ev.number, times=ev.times)
 
     @step(num_workers=64)
     async def join(self, ctx: Context, ev: Added) -> StopEvent | None:
@@ -245,7 +246,7 @@ class Nested(Workflow):
     async def add(self, ctx: Context, ev: Add) -> Added:
         with noted(ctx, "add"):
             await ctx.store.set(f"tree.leaf{ev.number}", os.getpid())
-        return Added(times=ev.times)
+        return Added(number=ev.number, times=ev.times)
 
     @step(num_workers=64)
     async def join(self, ctx: Context, ev: Added) -> StopEvent | None:
@@ -305,6 +306,43 @@ class NotedChain(Workflow):
         return StopEvent(result=ev.number + 1)
 
 
+class Left(Event):
+    number: int
+
+
+class Open(Workflow):
+    """Ends, or fails, or goes on, while much of it is open: held, buffered, published, in the store."""
+
+    @step
+    async def split(self, ctx: Context, ev: Tokens) -> Left | Second | None:
+        await ctx.store.set("text", "text")
+        for number in range(ev.count):
+            ctx.send_event(Left(number=number))
+        ctx.send_event(Second(number=ev.count))
+
+    @step(num_workers=2)
+    async def publish(self, ctx: Context, ev: Left) -> Item | None:
+        ctx.write_event_to_stream(Token(number=ev.number, text="published"))
+        ctx.send_event(Item(number=ev.number))
+        note("published", ctx.run_id)
+        await asyncio.sleep(30.0)
+
+    @step
+    async def collect(self, ctx: Context, ev: Item) -> StopEvent | None:
+        ctx.collect_events(ev, [Item] * 1000)
+
+    @step
+    async def wait(self, ctx: Context, ev: Second) -> StopEvent:
+        answer = await ctx.wait_for_event(Answer)
+        if answer.fails:
+            raise ValueError("as it was told")
+        return StopEvent(result="ended")
+
+
+class Answer(Event):
+    fails: bool = False
+
+
 #: No run may time out on a machine that is busy with other tests.
 TIMEOUT = 600.0
 
@@ -322,5 +360,6 @@ FLOWS: dict[str, Workflow] = {
         Nested,
         Chain,
         NotedChain,
+        Open,
     )
 }

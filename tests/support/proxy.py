@@ -77,9 +77,7 @@ class _Pair:
             (client, server, self._asked),
             (server, client, self._answered),
         ):
-            threading.Thread(
-                target=self._pump, args=(source, target, pass_on), daemon=True
-            ).start()
+            threading.Thread(target=self._pump, args=(source, target, pass_on), daemon=True).start()
 
     def _pump(
         self, source: socket.socket, target: socket.socket, pass_on: Callable[[bytes], bool | None]

@@ -118,7 +118,7 @@ class _Crew:
     async def _keep(self, member: _Member) -> None:
         delay = RESTART_S[0]
         while not self._stopping.is_set():
-            seconds = await member.live()
+            seconds = await member.live(self._stopping)
             if self._stopping.is_set():
                 return
             if member.code in _HOPELESS:
@@ -163,7 +163,7 @@ class _Member:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
-    async def live(self) -> float:
+    async def live(self, stopping: asyncio.Event) -> float:
         """Start the process, show what it prints, and return its age in seconds when it has ended."""
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -176,6 +176,8 @@ class _Member:
             process_group=0,
             limit=LINE_LIMIT,
         )
+        if stopping.is_set():  # meanwhile, when there was nothing to signal yet
+            self.signal(signal.SIGTERM)
         await self._show(process)
         self.code = await process.wait()
         return clock() - began

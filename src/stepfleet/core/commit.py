@@ -333,6 +333,14 @@ class Park(NamedTuple):
     entry: str
 
 
+class Save(NamedTuple):
+    """Keeps what a timer of an ended run would have emitted (it stands alone in its commit)."""
+
+    delivery: str
+    label: str
+    record: bytes
+
+
 class DeadLetter(NamedTuple):
     """Adds an entry to the dead letters."""
 
@@ -371,6 +379,7 @@ Word = (
     | Deadline
     | Wake
     | Park
+    | Save
     | DeadLetter
     | End
 )

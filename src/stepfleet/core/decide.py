@@ -16,6 +16,7 @@ gives up,
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final, assert_never
@@ -38,6 +39,7 @@ from stepfleet.core.commit import (
     Route,
     SetTimer,
     Take,
+    Unkeep,
     Unlock,
     Version,
     Wait,
@@ -59,8 +61,13 @@ from stepfleet.core.outcome import (
     Unreadable,
 )
 from stepfleet.core.plan import Plan
-from stepfleet.errors import DeadLettered
-from stepfleet.events import InputRequiredEvent, StopEvent, WorkflowFailedEvent
+from stepfleet.errors import DeadLettered, EncodeError
+from stepfleet.events import (
+    InputRequiredEvent,
+    StopEvent,
+    UnreconstructedException,
+    WorkflowFailedEvent,
+)
 from stepfleet.retry_policy import next_delay
 from stepfleet.wire import (
     Expiry,
@@ -77,6 +84,8 @@ from stepfleet.wire import (
 #: dead letter.
 UNREADABLE_DELAY_MS: Final = 5_000
 UNREADABLE_TRIES: Final = 12
+#: Characters of a message that stand for an error which is too large to travel.
+SHOWN: Final = 2_000
 
 
 def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> Commit:
@@ -164,9 +173,12 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
     record = delivery.record._replace(journal=outcome.journal)
     if outcome.request is not None:
         words.append(Publish(_public("event", outcome.request, delivery, outcome.traces)))
-    timer = f"{delivery.run_id}/{delivery.id}/wait" if outcome.timeout is not None else ""
+    wait = f"{delivery.id}:{record.attempt}:{len(outcome.journal)}"
+    expires = outcome.timeout is not None and outcome.timeout != math.inf
+    timer = f"{delivery.run_id}/{wait}/wait" if expires else ""
     name = "*" if outcome.subclasses else plan.name_of(outcome.event_type)
     waiter = Waiter(
+        name=wait,
         type=name,
         type_id=plan.id_of(outcome.event_type),
         waiter_id=outcome.waiter_id,
@@ -176,11 +188,9 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
         record=encode_record(record),
         timer=timer,
     )
-    words.append(Wait(delivery.id, name, encode_waiter(waiter)))
-    if outcome.timeout is not None:
-        words.append(
-            SetTimer(timer, int(outcome.timeout * 1000), encode_timer(Expiry(delivery.id)))
-        )
+    words.append(Wait(wait, name, encode_waiter(waiter)))
+    if outcome.timeout is not None and expires:
+        words.append(SetTimer(timer, int(outcome.timeout * 1000), encode_timer(Expiry(wait))))
     words.append(Note(delivery.id, f"waiting {name} {delivery.route.label}"))
     # An answer that came in meanwhile went to the inbox: then the step looks there before it
     # suspends.
@@ -256,6 +266,7 @@ def _traces(delivery: Delivery, traces: Traces, *, settles: bool = True) -> list
         words.append(Mark(marker, delivery.id, traces.published))
     if settles and traces.guarded:
         words.append(Forget(delivery.id))
+    words += [Unkeep(element) for element in traces.claimed]
     if traces.lock:
         words.append(Unlock(traces.lock))
     return words
@@ -334,7 +345,8 @@ def _again(delivery: Delivery, record: Record, delay_ms: int, why: str) -> list[
     data = encode_record(record)
     if delay_ms <= 0:
         return [Emit(delivery.route, ((delivery.id, data),), awaitable=False)]
-    member = f"{delivery.run_id}/{delivery.id}/{why}"
+    # The attempt is part of the name: a late commit of the timer before cannot fire this one.
+    member = f"{delivery.run_id}/{delivery.id}/{why}/{record.attempt}"
     return [
         SetTimer(member, delay_ms, encode_timer(Promotion(delivery.route, delivery.id, data))),
         Note(delivery.id, f"timer {why} {delivery.route.label}"),
@@ -367,7 +379,13 @@ def _failure(
     *,
     parks: bool = False,
 ) -> End:
-    type_id, payload = plan.codec.encode_event(event)
+    try:
+        type_id, payload = plan.codec.encode_event(event)
+    except EncodeError:
+        # What the error carries is too much for the stream; its name and message are not.
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        event.exception = UnreconstructedException(str(error)[:SHOWN], original_type=name)
+        type_id, payload = plan.codec.encode_event(event)
     encoded = Encoded(WorkflowFailedEvent, type_id, payload)
     entry = _terminal(encoded, delivery, Traces())
     return End(

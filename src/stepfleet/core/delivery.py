@@ -30,6 +30,8 @@ class Record(NamedTuple):
     headers: dict[str, str] | None = None
     #: Digest of the code that emitted it.
     code: str | None = None
+    #: The one step that it was sent to; None: every step that accepts it.
+    target: str | None = None
 
 
 class Delivery(NamedTuple):

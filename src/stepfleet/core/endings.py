@@ -17,7 +17,12 @@ from stepfleet.core.commit import (
     Write,
 )
 from stepfleet.core.delivery import Record, delivery_id
-from stepfleet.events import StopEvent, WorkflowCancelledEvent, WorkflowTimedOutEvent
+from stepfleet.events import (
+    StopEvent,
+    WorkflowCancelledEvent,
+    WorkflowFailedEvent,
+    WorkflowTimedOutEvent,
+)
 from stepfleet.wire import PublicEntry, encode_public, encode_record
 
 
@@ -59,11 +64,11 @@ def timed_out(
     return _ended(run_id, OverdueFence(), "timed_out", event, codec, fields=("reason", waiting))
 
 
-def failed(run_id: str, step: str, event: StopEvent, error: bytes, codec: Codec) -> Commit:
+def failed(run_id: str, step: str, error: Exception, codec: Codec) -> Commit:
     """Return the commit that ends a live run in an error that no step raised."""
-    return _ended(
-        run_id, ControlFence(), "failed", event, codec, fields=("error", error, "step", step)
-    )
+    event = WorkflowFailedEvent(step_name=step, exception=error)
+    fields = ("error", codec.encode_error(error), "step", step)
+    return _ended(run_id, ControlFence(), "failed", event, codec, parks=True, fields=fields)
 
 
 def _ended(

@@ -65,6 +65,8 @@ class Traces:
     age_ms: int = 0
     #: Which execution it is.
     execution: str = ""
+    #: Inbox elements that answered its waits.
+    claimed: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

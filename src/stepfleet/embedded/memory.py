@@ -146,7 +146,7 @@ class MemoryRuntime:
 
     def __init__(self, fleet: Fleet | None = None) -> None:
         self._fleet = fleet or memory_fleet()
-        self._client = Client(self._fleet, patience=None)
+        self.client = Client(self._fleet, patience=None)
         self._serving: dict[int, _Serving] = {}
         self._numbers = itertools.count(1)
         self._live: set[str] = set()
@@ -168,12 +168,12 @@ class MemoryRuntime:
         if identity in self._live:
             raise RuntimeError(f"Workflow run with run_id '{identity}' already exists.")
         serving = self._served(workflow)
-        handler = self._client.submit(
+        handler = self.client.submit(
             workflow, start_event, run_id=identity, ctx=ctx, name=serving.name
         )
         self._live.add(identity)
         serving.runs += 1
-        self._client.connection().spawn(self._watch(handler, identity, workflow, serving))
+        self.client.connection().spawn(self._watch(handler, identity, workflow, serving))
         return handler
 
     def _served(self, workflow: Workflow) -> _Serving:
@@ -181,7 +181,7 @@ class MemoryRuntime:
         if serving is None:
             name = f"{cluster_name(workflow)}.{next(self._numbers)}"
             # One plan for both: an event class that one side meets is known to the other.
-            plan = self._client.connection().plan(workflow, name)
+            plan = self.client.connection().plan(workflow, name)
             worker = Worker(
                 self._fleet,
                 {name: (plan, workflow)},
@@ -217,11 +217,11 @@ class MemoryRuntime:
             one.worker.stop()
         for one in serving:
             await one.task
-        await self._client.close()
+        await self.client.close()
 
     async def _remove(self, serving: _Serving) -> None:
         """Take the streams of an instance away: nobody can send to it any more."""
-        connected = self._client.connection()
+        connected = self.client.connection()
         keys = self._fleet.keys
         names = await connected.reader.link.call("KEYS", f"{keys.tag}:s:{serving.name}:*")
         await connected.reader.link.call("DEL", keys.workflow(serving.name), *names)

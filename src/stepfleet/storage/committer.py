@@ -22,6 +22,7 @@ from stepfleet.core.commit import (
     End,
     EntryFence,
     Expectation,
+    Forget,
     Stage,
     Staged,
     Unstage,
@@ -98,13 +99,22 @@ class Committer:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Send batches until cancelled."""
-        while True:
-            if not self._queue:
-                self._idle.set()
-                self._wake.clear()
-                await self._wake.wait()
-            await self._send(self._next_batch())
+        """Send batches until cancelled; then whoever still waits is told that no answer came."""
+        batch: list[tuple[Commit, Done, int, int]] = []
+        try:
+            while True:
+                if not self._queue:
+                    self._idle.set()
+                    self._wake.clear()
+                    await self._wake.wait()
+                batch = self._next_batch()
+                await self._send(batch)
+                batch = []
+        finally:
+            left = [*batch, *self._queue]
+            self._queue.clear()
+            for _, done, _, _ in left:
+                done(ConnectionLost("the connection was closed before Redis answered"))
 
     def _next_batch(self) -> list[tuple[Commit, Done, int, int]]:
         batch: list[tuple[Commit, Done, int, int]] = []
@@ -125,6 +135,10 @@ class Committer:
             # They go first again: a delivery's effects stay in order, and before its settling
             # commit.
             self._queue.extendleft(reversed(refused))
+            if "READONLY" in _reason(answers):
+                await (
+                    self._store.link.close()
+                )  # a replica now: the next connection may reach the master
             logger.warning(
                 "redis refuses to write: commits=%d reason=%s", len(refused), _reason(answers)
             )
@@ -136,14 +150,16 @@ class Committer:
                 done(answer if isinstance(answer, StoreError) else StoreRefused(answer.detail))
 
     async def _answered(self, commits: list[Commit]) -> list[Answer | StoreError]:
-        delay, waited = BACK_OFF[0], 0.0
+        delay, tries = BACK_OFF[0], 0
+        began = asyncio.get_running_loop().time()
         while True:
             try:
                 return list(await self._store.commit(commits))
             except ConnectionLost as error:
+                waited = asyncio.get_running_loop().time() - began
                 if self._patience is not None and waited >= self._patience:
                     return [error for _ in commits]
-                if waited == 0:
+                if tries == 0:
                     logger.warning(
                         "redis does not answer, commits are kept: commits=%d error=%s",
                         len(commits),
@@ -151,10 +167,25 @@ class Committer:
                     )
             except StoreRefused as error:
                 return [error for _ in commits]
-            pause = self._random.uniform(delay / 2, delay)
-            waited += pause
-            await asyncio.sleep(pause)
+            except (TypeError, ValueError):
+                return await self._one_by_one(commits)
+            tries += 1
+            await asyncio.sleep(self._random.uniform(delay / 2, delay))
             delay = min(delay * 2, BACK_OFF[1])
+
+
+    async def _one_by_one(self, commits: list[Commit]) -> list[Answer | StoreError]:
+        """Find the commit that cannot be packed, so that it fails alone."""
+        answers: list[Answer | StoreError] = []
+        for commit in commits:
+            try:
+                self._store.check(commit)
+            except (TypeError, ValueError) as error:
+                logger.exception("run_id=%s: a commit cannot be packed", commit.run_id)
+                answers.append(Answer("broken", detail=str(error)))
+            else:
+                answers += await self._answered([commit])
+        return answers
 
 
 def _is_refused(answer: Answer | StoreError) -> bool:
@@ -188,50 +219,63 @@ def _weigh(commit: Commit) -> tuple[int, int]:
 
 def _parts(commit: Commit) -> list[Commit]:
     """Return a wide commit as several: parts that can stand alone first, then the one that settles."""
-    wide = [
-        word
-        for word in commit.words
-        if isinstance(word, Emit) and (len(word.deliveries) > WIDE or _bytes(word) > BYTES)
-    ]
     fence = commit.fence
+    wide = [word for word in commit.words if isinstance(word, Emit) and _is_wide(word)]
     if not wide or not isinstance(fence, EntryFence | EffectFence):
         return [commit]
+    steps = {word.route.step for word in wide if word.route.limit and not word.guard}
+    if isinstance(fence, EntryFence) and len(steps) == len(wide):
+        return _staged(commit, fence)
+    return _sent_ahead(commit, fence)
+
+
+def _staged(commit: Commit, fence: EntryFence) -> list[Commit]:
+    """Each wide result of a step's own gathers in a stage, which the last commit turns into held ones."""
     effect = EffectFence(fence.route, fence.entry)
     parts: list[Commit] = []
     words: list[Word] = []
     expects: list[Expectation] = list(commit.expects)
-    staged: set[str] = set()
     for word in commit.words:
-        if not isinstance(word, Emit) or word not in wide:
+        if not isinstance(word, Emit) or not _is_wide(word):
             words.append(word)
             continue
-        chunks = _chunks(word)
-        stage = isinstance(fence, EntryFence) and not word.guard and word.route.step not in staged
-        if stage and isinstance(fence, EntryFence) and word.route.limit:
-            staged.add(word.route.step)
-            for number, chunk in enumerate(chunks):
-                parts.append(
-                    Commit(
-                        commit.run_id,
-                        effect,
-                        [Stage(fence.delivery, word.route, number == 0, chunk)],
-                    )
-                )
-            expects.append(Staged(fence.delivery, word.route, len(word.deliveries)))
-            words.append(Unstage(fence.delivery, word.route, len(word.deliveries)))
-        else:
-            # What stood before goes first; the parts carry their guard, so a repetition adds
-            # nothing.
-            parts += [
-                Commit(commit.run_id, effect, [*words, word._replace(deliveries=chunk)])
-                for chunk in chunks[:1]
-            ]
-            parts += [
-                Commit(commit.run_id, effect, [word._replace(deliveries=chunk)])
-                for chunk in chunks[1:]
-            ]
-            words = []
+        for number, chunk in enumerate(_chunks(word)):
+            stage = Stage(fence.delivery, word.route, number == 0, chunk)
+            parts.append(Commit(commit.run_id, effect, [stage]))
+        expects.append(Staged(fence.delivery, word.route, len(word.deliveries)))
+        words.append(Unstage(fence.delivery, word.route, len(word.deliveries)))
     return [*parts, commit._replace(words=words, expects=expects)]
+
+
+def _sent_ahead(commit: Commit, fence: EntryFence | EffectFence) -> list[Commit]:
+    """Wide results and the effects before them go ahead, each once however often it is repeated."""
+    effect = EffectFence(fence.route, fence.entry)
+    delivery = fence.delivery if isinstance(fence, EntryFence) else ""
+    parts: list[Commit] = []
+    words: list[Word] = []
+    for word in commit.words:
+        if not isinstance(word, Emit) or not _is_wide(word):
+            words.append(word)
+            continue
+        before = [_guarded(one, delivery) for one in words if isinstance(one, Emit)]
+        words = [one for one in words if not isinstance(one, Emit)]
+        guarded = _guarded(word, delivery)
+        for chunk in _chunks(word):
+            parts.append(
+                Commit(commit.run_id, effect, [*before, guarded._replace(deliveries=chunk)])
+            )
+            before = []
+    if delivery and not any(isinstance(word, Forget) for word in words):
+        words.append(Forget(delivery))
+    return [*parts, commit._replace(words=words)]
+
+
+def _guarded(word: Emit, delivery: str) -> Emit:
+    return word if word.guard else word._replace(guard=delivery)
+
+
+def _is_wide(word: Emit) -> bool:
+    return len(word.deliveries) > WIDE or _bytes(word) > BYTES
 
 
 def _bytes(word: Emit) -> int:

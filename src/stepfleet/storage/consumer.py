@@ -38,6 +38,14 @@ class Unreadable(NamedTuple):
 Arrival = Delivery | Alarm | Unreadable
 
 
+class _Found(NamedTuple):
+    """What one read returned of one stream."""
+
+    stream: str
+    arrivals: list[Arrival]
+    is_full: bool
+
+
 class Consumer:
     """Reads the streams of one worker in its name."""
 
@@ -50,6 +58,8 @@ class Consumer:
         self._routes = {self._stream(route): route for route in routes}
         self._streams = list(self._routes)
         self._turn = 0
+        #: Streams that gave all they were asked for in the last read.
+        self._busy: list[str] = []
         self.consumer = consumer
 
     async def create_groups(self) -> None:
@@ -69,27 +79,41 @@ class Consumer:
         Raises:
             ConnectionLost, StoreRefused: as `Link.call`.
         """
-        if free >= len(self._streams):
-            # Each stream may answer with COUNT entries: what is read has to be startable at once.
-            return await self._read_new(self._streams, free // len(self._streams), block=True)
-        for _ in range(len(self._streams)):
-            self._turn = (self._turn + 1) % len(self._streams)
-            found = await self._read_new([self._streams[self._turn]], free, block=False)
-            if found:
-                return found
-        return await self._read_new(self._streams, 1, block=True)
+        # Each stream may answer with COUNT entries, and what is read has to be startable at once.
+        # With many streams their shares are small: those that had more are asked once more, by
+        # themselves, before all are again.
+        busy, self._busy = self._busy[:free], []
+        if busy and (found := await self._read_new(busy, free // len(busy), block=False)):
+            return _arrivals(found)
+        every = len(self._streams)
+        if free >= every:
+            return self._noted(await self._read_new(self._streams, free // every, block=True))
+        for _ in range(0, every, free):
+            window = [self._streams[(self._turn + k) % every] for k in range(free)]
+            self._turn = (self._turn + free) % every
+            if found := await self._read_new(window, 1, block=False):
+                return self._noted(found)
+        return self._noted(await self._read_new(self._streams, 1, block=True))
 
-    async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[Arrival]:
+    def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
+        """Remember which streams gave all they were asked for: there is likely more in them."""
+        self._busy = [one.stream for one in found if one.is_full]
+        return _arrivals(found)
+
+    async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[_Found]:
         before = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count)
         after = ("STREAMS", *streams, *[">"] * len(streams))
         reply = await (
             self._reading.read(before, after) if block else self._reading.call(*before, *after)
         )
-        found: list[Arrival] = []
+        found: list[_Found] = []
         for name, entries in reply or ():
-            route = self._routes[name.decode()]
-            for entry, fields in entries:
-                found.append(_arrival(route, entry.decode(), fields, 1, fresh=True))
+            stream = name.decode()
+            route = self._routes[stream]
+            arrivals = [
+                _arrival(route, entry.decode(), fields, 1, fresh=True) for entry, fields in entries
+            ]
+            found.append(_Found(stream, arrivals, len(arrivals) >= count))
         return found
 
     async def reclaim(
@@ -156,6 +180,10 @@ class Consumer:
 
     def _stream(self, route: Route) -> str:
         return self._keys.stream(route.workflow, route.type, route.step)
+
+
+def _arrivals(found: Iterable[_Found]) -> list[Arrival]:
+    return [arrival for one in found for arrival in one.arrivals]
 
 
 def _arrival(

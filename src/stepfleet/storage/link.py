@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -33,7 +34,8 @@ from stepfleet.storage.scripts import Script
 
 Arg = str | bytes | int | float
 
-_pack: Final[Callable[[tuple[Arg, ...]], bytes]] = cast(Any, hiredis).pack_command
+#: Turns a command into bytes, in C.
+pack: Final[Callable[[tuple[Arg, ...]], bytes]] = cast(Any, hiredis).pack_command
 
 #: Seconds without an answer after which a connection counts as lost.
 REPLY_TIMEOUT = 5.0
@@ -101,8 +103,8 @@ class Link:
         """
         async with self._turn, self._guarded() as connection:
             self.calls_made += 1
-            await connection.send_packed_command(_pack(command), check_health=False)
             async with asyncio.timeout(timeout):
+                await connection.send_packed_command(pack(command), check_health=False)
                 return cast(Any, await connection.read_response(disable_decoding=True))
 
     async def calls(
@@ -117,10 +119,10 @@ class Link:
             return []
         async with self._turn, self._guarded() as connection:
             self.calls_made += 1
-            packed = b"".join(_pack(command) for command in commands)
-            await connection.send_packed_command(packed, check_health=False)
+            packed = b"".join(pack(command) for command in commands)
             replies: list[Any] = []
             async with asyncio.timeout(timeout):
+                await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
                         replies.append(await connection.read_response(disable_decoding=True))
@@ -206,7 +208,9 @@ class Link:
                 self._connection = connection
             yield connection
         except ResponseError as error:
-            if self._connection is not connection:
+            if self._connection is not connection or isinstance(error, ReadOnlyError):
+                # Not usable, or a master no more: the next connection may reach the new one.
+                self._connection = self._client_id = None
                 await _discard(connection)
             raise _refused(error) from error
         except BaseException as error:

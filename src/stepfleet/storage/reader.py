@@ -13,7 +13,6 @@ from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.wire import PublicEntry, Waiter, decode_public, decode_waiter
 
-
 #: How the key of a buffer's events differs from that of the buffer.
 _BUFFERED_EVENTS: Final = b":events"
 
@@ -39,6 +38,16 @@ class PublicRow(NamedTuple):
     entry: PublicEntry
     #: Of a mark: the entries that were not repeated.
     stale: tuple[int, ...]
+
+
+class Waits(NamedTuple):
+    """The open waits of a run, read at once."""
+
+    open: list[Waiter]
+    #: How many there ever were ('' for none): it changes with every new one.
+    ever: str
+    #: Last public sequence.
+    seq: int
 
 
 class Definition(NamedTuple):
@@ -110,10 +119,17 @@ class RunReader:
         )
         return [public_row(row) for row in rows]
 
-    async def waiters(self, run_id: str) -> list[Waiter]:
-        """Return the run's open waiters."""
-        rows = await self.link.call("HGETALL", self.keys.wait(run_id))
-        return [decode_waiter(data) for _, data in _pairs(rows)]
+    async def waits(self, run_id: str) -> Waits:
+        """Return the run's open waits."""
+        counts, rows = await self.link.calls(
+            [
+                ("HMGET", self.keys.run(run_id), "waits", "seq"),
+                ("HGETALL", self.keys.wait(run_id)),
+            ]
+        )
+        ever, seq = counts
+        opened = [decode_waiter(data) for _, data in _pairs(rows)]
+        return Waits(opened, (ever or b"").decode(), int(seq or 0))
 
     async def waiter(self, run_id: str, name: str) -> Waiter | None:
         """Return one open waiter."""

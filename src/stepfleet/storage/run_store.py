@@ -10,7 +10,7 @@ from typing import Any
 from stepfleet.core import commit as c
 from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.storage.keys import GROUP, SYSTEM, Keys
-from stepfleet.storage.link import Arg, Link
+from stepfleet.storage.link import Arg, Link, pack
 from stepfleet.storage.scripts import script
 
 
@@ -50,6 +50,17 @@ class RunStore:
             packing.add(commit)
         answers = await self.link.script(script("commit"), *packing.arguments())
         return [answer_of(raw) for raw in answers]
+
+    def check(self, commit: Commit) -> None:
+        """Pack a commit without sending it.
+
+        Raises:
+            TypeError, ValueError: it holds something that Redis cannot be told.
+        """
+        packing = Packing(self.keys, self.consumer, self.bounds)
+        packing.add(commit)
+        keys, args = packing.arguments()
+        pack((*keys, *args))
 
 
 def answer_of(raw: bytes) -> Answer:
@@ -306,7 +317,7 @@ def _drop_timer(p: Packing, args: list[Arg], w: c.DropTimer) -> None:
 
 def _wait(p: Packing, args: list[Arg], w: c.Wait) -> None:
     args += ("put", p.key(p.keys.wait(p.run_id)), w.waiter, w.data)
-    args += ("count", "waiting", 1, "count", f"waiting:{w.type}", 1)
+    args += ("count", "waiting", 1, "count", f"waiting:{w.type}", 1, "count", "waits", 1)
 
 
 def _unwait(p: Packing, args: list[Arg], w: c.Unwait) -> None:
@@ -357,6 +368,11 @@ def _wake(p: Packing, args: list[Arg], w: c.Wake) -> None:
 
 def _park(p: Packing, args: list[Arg], w: c.Park) -> None:
     args += ("park", p.key(p.keys.parked(p.run_id)), p.stream(w.route), w.entry)
+
+
+def _save(p: Packing, args: list[Arg], w: c.Save) -> None:
+    kept = f"{w.label}\n".encode() + w.record
+    args += ("save", p.key(p.keys.parked(p.run_id)), w.delivery, kept)
 
 
 def _dead_letter(p: Packing, args: list[Arg], w: c.DeadLetter) -> None:
@@ -428,6 +444,7 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Deadline: _deadline,
     c.Wake: _wake,
     c.Park: _park,
+    c.Save: _save,
     c.DeadLetter: _dead_letter,
     c.End: _end,
 }

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from stepfleet.codec import Codec
 from stepfleet.core.commit import (
@@ -21,11 +21,17 @@ from stepfleet.core.commit import (
     Word,
     Write,
 )
-from stepfleet.errors import DecodeError, StaleExecution, WorkflowRuntimeError
+from stepfleet.errors import ConnectionLost, DecodeError, StaleExecution, WorkflowRuntimeError
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.store import Edit, lost_lock
 from stepfleet.store import Stored as StoredValue
+
+#: Seconds between tries while Redis is away: from, to.
+OUTAGE: Final = (0.1, 0.5)
+
+#: A token that no edit has.
+NOBODY: Final = "-"
 
 
 class Apply(Protocol):
@@ -51,8 +57,11 @@ class RedisPort:
         lock_ms: int,
         turn: asyncio.Lock,
         on_lock: Callable[[str], None],
+        patient: bool = False,
     ) -> None:
         self._link = link
+        #: Reads wait for a Redis that is away, as the commits of a step do.
+        self._patient = patient
         self._key = keys.store(run_id)
         self._run_id = run_id
         self._codec = codec
@@ -66,17 +75,26 @@ class RedisPort:
     async def read(self, fields: Sequence[str] | None) -> dict[str, StoredValue]:
         """Return values with their versions."""
         if fields is None:
-            rows = await self._link.call("HGETALL", self._key)
+            rows = await self._ask("HGETALL")
             found = zip(rows[::2], rows[1::2], strict=True)
             return {name.decode(): self._stored(name.decode(), data) for name, data in found}
         if not fields:
             return {}
-        values = await self._link.call("HMGET", self._key, *fields)
+        values = await self._ask("HMGET", *fields)
         return {
             name: self._stored(name, data)
             for name, data in zip(fields, values, strict=True)
             if data is not None
         }
+
+    async def _ask(self, command: str, *fields: str) -> Any:
+        while True:
+            try:
+                return await self._link.call(command, self._key, *fields)
+            except ConnectionLost:
+                if not self._patient:
+                    raise
+            await asyncio.sleep(random.uniform(*OUTAGE))  # noqa: S311 - spreads those that wait
 
     async def write(
         self,
@@ -92,23 +110,27 @@ class RedisPort:
             StaleExecution, WorkflowRuntimeError: the writer may not write any more.
         """
         expects = [Stored(name, version) for name, version in (expected or {}).items()]
-        answer = await self._apply(
-            [*self._words(changed), *(Unwrite(name) for name in removed)], expects
-        )
-        if answer.word == "conflict":
-            return False
-        self._check(answer)
-        return True
+        words = [*self._words(changed), *(Unwrite(name) for name in removed)]
+        while True:
+            # Writers wait while somebody edits: the edit writes back what it has read.
+            answer = await self._apply(words, [Free(NOBODY), *expects])
+            if answer.word != "conflict":
+                self._check(answer)
+                return True
+            if answer.length <= 0:
+                return False
+            await self._pause()
 
     @asynccontextmanager
     async def edit(self) -> AsyncGenerator[Edit]:
         """Give the run's edit lock; it is freed at the end, by the commit of the step, or by its lease."""
         async with self._turn:
             token = self._token()
-            await self._lock(token)
+            # Known before it is taken: when the wait for it is cancelled, it is freed as well.
             self._on_lock(token)
             edit = _Edit(self, token)
             try:
+                await self._lock(token)
                 yield edit
             finally:
                 self._on_lock("")
@@ -140,7 +162,10 @@ class RedisPort:
                 self._check(answer)
                 return
             # Held elsewhere: its edits take milliseconds, its lease bounds the wait after a crash.
-            await asyncio.sleep(random.uniform(0.001, 0.006))  # noqa: S311 - spreads contenders
+            await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(random.uniform(0.001, 0.006))  # noqa: S311 - spreads contenders
 
     def _words(self, changed: Mapping[str, Any]) -> list[Word]:
         return [

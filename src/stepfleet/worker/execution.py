@@ -14,17 +14,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
-from stepfleet.core.outcome import Collected, Effect, Encoded, Send, Shown, Traces
+from stepfleet.core.outcome import (
+    Collected,
+    Effect,
+    Encoded,
+    Send,
+    Shown,
+    Suspended,
+    Traces,
+)
 from stepfleet.core.plan import Plan, routes_of, type_name
-from stepfleet.errors import StaleExecution
+from stepfleet.errors import DecodeError, StaleExecution
 from stepfleet.events import Event
 from stepfleet.graph import StepSpec
 from stepfleet.store import StateStore
 from stepfleet.wire import (
     BufferedEvent,
     PublicEntry,
-    Unclaimed,
     decode_buffered,
+    decode_unclaimed,
     encode_buffered,
     encode_public,
     encode_record,
@@ -63,7 +71,7 @@ class Known(NamedTuple):
     #: Contents of collect buffers.
     buffers: dict[str, BufferContent]
     #: Events that nobody took and that came after the last entry this attempt published.
-    inbox: tuple[Unclaimed, ...] = ()
+    inbox: tuple[bytes, ...] = ()
     #: Number of inbox events ever, when it was read.
     inbox_seen: str = ""
 
@@ -104,6 +112,8 @@ class Execution:
         self.writes = 0
         self._flush_soon = flush_soon
         self._journal: list[Any] = []
+        self._inbox = list(known.inbox)
+        self._claimed: list[bytes] = []
         self._effects: list[Effect] = []
         self._flushed = False
         self._published: list[str] = []
@@ -126,7 +136,12 @@ class Execution:
         parent = self.delivery.record
         record = encode_record(
             Record(
-                self.delivery.id, type_id, payload, lineage=parent.lineage, headers=parent.headers
+                self.delivery.id,
+                type_id,
+                payload,
+                lineage=parent.lineage,
+                headers=parent.headers,
+                target=step,
             )
         )
         with self._mutex:
@@ -211,7 +226,8 @@ class Execution:
         if content is None:
             return None
         by_type: dict[str, list[bytes]] = {}
-        for buffered in content.events:
+        earlier = [one.event for one in self.collected if one.buffer == name]
+        for buffered in (*content.events, *earlier):
             by_type.setdefault(type_name(decode_buffered(buffered).type_id), []).append(buffered)
         if len(by_type.get(own, ())) >= quota[own]:
             return None
@@ -253,12 +269,16 @@ class Execution:
             if kind == "time-out" and fields[0] == name:
                 self._follow("time-out", name)
                 raise TimeoutError(f"Timed out waiting for {event_type.__name__}")
-        for unclaimed in self.known.inbox:
+        for raw in self._inbox:
+            unclaimed = decode_unclaimed(raw)
             if unclaimed.type_id != type_id and not self.spec.accept_event_subclasses:
                 continue
             event = self.plan.codec.decode_event(unclaimed.type_id, unclaimed.payload)
             if fits(event, event_type, requirements, subclasses=self.spec.accept_event_subclasses):
                 self._journal.append(["answer", name, unclaimed.type_id, unclaimed.payload])
+                # One event answers one wait: it leaves the inbox with the commit of this execution.
+                self._inbox.remove(raw)
+                self._claimed.append(raw)
                 return event
         raise Suspend(event_type, name, requirements, timeout, request)
 
@@ -310,11 +330,23 @@ class Execution:
             lock=self.lock,
             age_ms=age_ms,
             execution=self.token,
+            claimed=tuple(self._claimed),
         )
 
     def _refuse_if_ended(self, what: str) -> None:
         if self._ended is not None:
             raise StaleExecution(f"{what} has no effect any more: {self._ended}")
+
+
+def is_answer(raw: bytes, outcome: Suspended, plan: Plan) -> bool:
+    """Tell whether an inbox element is what a suspended step waits for."""
+    unclaimed = decode_unclaimed(raw)
+    try:
+        event = plan.codec.decode_event(unclaimed.type_id, unclaimed.payload)
+    except DecodeError:
+        return False
+    requirements = plan.codec.decode_value(outcome.requirements)
+    return fits(event, outcome.event_type, requirements, subclasses=outcome.subclasses)
 
 
 def fits(

@@ -12,9 +12,10 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from stepfleet.core import endings
 from stepfleet.core.commit import (
     Answer,
     Commit,
@@ -23,6 +24,7 @@ from stepfleet.core.commit import (
     End,
     EntryFence,
     Expectation,
+    Is,
     Note,
     Park,
     Route,
@@ -32,12 +34,12 @@ from stepfleet.core.commit import (
     Wake,
     Word,
 )
-from stepfleet.core.decide import decide, effects_commit
+from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit
 from stepfleet.core.delivery import Delivery
-from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended
+from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
-from stepfleet.errors import DecodeError, StoreError
+from stepfleet.errors import DeadLettered, DecodeError, NewerVersionError, StoreError
 from stepfleet.instrumentation import step_log_context
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
@@ -45,8 +47,14 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import RunReader
 from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
-from stepfleet.wire import decode_unclaimed
-from stepfleet.worker.execution import NOTHING_KNOWN, BufferContent, Execution, Known
+from stepfleet.wire import Promotion, decode_unclaimed, encode_timer
+from stepfleet.worker.execution import (
+    NOTHING_KNOWN,
+    BufferContent,
+    Execution,
+    Known,
+    is_answer,
+)
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime
@@ -158,7 +166,7 @@ class Processor:
         if isinstance(arrival, Delivery):
             self._accept(arrival)
         elif isinstance(arrival, Alarm):
-            self._committer.put(*self._wake(arrival))
+            self._wake(arrival)
         else:
             self._bury(arrival)
 
@@ -243,14 +251,39 @@ class Processor:
             if held.cancelled:
                 # The step swallowed its cancellation: what it returned is nobody's any more.
                 raise asyncio.CancelledError
-            now_ms = self._clock.redis_ms()
-            commit = decide(delivery, outcome, served.plan, now_ms=now_ms)
+            known, answer = await self._committed(delivery, outcome, served.plan, known)
+            if answer.word != "conflict":
+                await self._after(delivery, answer)
+                return
+            rerun = True
+
+    async def _committed(
+        self, delivery: Delivery, outcome: Outcome, plan: Plan, known: Known
+    ) -> tuple[Known, Answer]:
+        """Commit an outcome; a conflict comes with what moved, for the next execution."""
+        while True:
+            commit = self._decided(delivery, outcome, plan)
             answer = await self._committer.commit(commit)
             if answer.word != "conflict":
                 self._log(delivery, outcome, commit.words, answer)
-                await self._after(delivery, answer)
-                return
-            known, rerun = await self._learned(delivery, outcome, known, answer), True
+                return known, answer
+            known = await self._learned(delivery, outcome, known, answer)
+            if not isinstance(outcome, Suspended) or answer.buffer:
+                return known, answer
+            if any(is_answer(raw, outcome, plan) for raw in known.inbox):
+                return known, answer
+            # Nothing of what came meanwhile is for this wait: it begins all the same.
+            outcome = replace(outcome, inbox_seen=known.inbox_seen)
+
+    def _decided(self, delivery: Delivery, outcome: Outcome, plan: Plan) -> Commit:
+        now_ms = self._clock.redis_ms()
+        try:
+            return decide(delivery, outcome, plan, now_ms=now_ms)
+        except Exception as error:
+            logger.exception("run_id=%s step=%s: an outcome makes no commit", *_where(delivery))
+            # It would make none in the next execution either, so the step fails with the reason.
+            traces = getattr(outcome, "traces", Traces())
+            return decide(delivery, Failed(error=error, traces=traces), plan, now_ms=now_ms)
 
     async def _outcome(self, held: Held, served: Served, known: Known, rerun: bool) -> Outcome:
         delivery = held.delivery
@@ -316,6 +349,7 @@ class Processor:
             if spec.context_param
             else asyncio.Lock(),
             on_lock=on_lock,
+            patient=True,
         )
         execution = Execution(
             delivery,
@@ -344,9 +378,7 @@ class Processor:
                 self._reader.inbox, delivery.run_id, delivery.id
             )
             # Only what came after this attempt last published can be an answer to it.
-            unclaimed = tuple(
-                event for event in map(decode_unclaimed, kept) if last and event.seq >= last
-            )
+            unclaimed = tuple(raw for raw in kept if last and decode_unclaimed(raw).seq >= last)
             return known._replace(inbox=unclaimed, inbox_seen=count)
         return known
 
@@ -493,44 +525,68 @@ class Processor:
     ) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
         fence = EntryFence(delivery.route, delivery.entry, delivery.id)
 
-        def parked(answer: Answer | StoreError) -> None:
-            if isinstance(answer, Answer) and answer.word == "parking":
+        def answered(answer: Answer | StoreError) -> None:
+            if not isinstance(answer, Answer):
+                return
+            if answer.word == "parking":
                 park = Commit(delivery.run_id, fence, [Park(delivery.route, delivery.entry)])
                 self._committer.put(park, _ignored)
+            elif answer.word == "conflict":
+                # The run is live: its id was used again, or Redis lost its end.
+                self._ended.pop(delivery.run_id, None)
+                self._accept(delivery._replace(fresh=False))
 
-        return Commit(delivery.run_id, fence), parked
+        # A live run has a status, so this never settles work of one.
+        return Commit(delivery.run_id, fence, (), [Is("status", "")]), answered
 
-    def _wake(self, alarm: Alarm) -> tuple[Commit, Callable[[Answer | StoreError], None]]:
+    def _wake(self, alarm: Alarm) -> None:
         served = self._served.get(alarm.route.workflow)
         route = (
             next((r for r in served.plan.routes if r.step == alarm.step), None) if served else None
         )
-        words = [Wake(route)] if route is not None else []
-        return Commit(alarm.run_id, EntryFence(alarm.route, alarm.entry, ""), words), _ignored
+        if route is None:
+            # Newer code has this step. The alarm stays pending, and leaves with this process.
+            logger.warning("run_id=%s step=%s: this code has no such step", alarm.run_id, alarm.step)
+            return
+        fence = EntryFence(alarm.route, alarm.entry, "")
+        self._committer.put(Commit(alarm.run_id, fence, [Wake(route)]), _ignored)
 
     def _bury(self, arrival: Unreadable) -> None:
-        logger.error(
-            "run_id=%s stream=%s: dead letter: %s",
-            arrival.run_id,
-            arrival.route.label,
-            arrival.error,
-        )
-        letter = DeadLetter(
-            (
-                *(
-                    "run",
-                    arrival.run_id,
-                    "workflow",
-                    arrival.route.workflow,
-                    "label",
-                    arrival.route.label,
-                ),
-                *("delivery", arrival.id, "reason", str(arrival.error), "record", arrival.raw),
-            )
-        )
+        """Put an entry that is no delivery of this version where it belongs."""
+        if isinstance(arrival.error, NewerVersionError):
+            self._put_back(arrival)
+            return
+        logger.error("run_id=%s: dead letter: %s", arrival.run_id, arrival.error)
+        about = ("run", arrival.run_id, "workflow", arrival.route.workflow)
+        what = ("label", arrival.route.label, "delivery", arrival.id)
+        why = ("reason", str(arrival.error), "record", arrival.raw)
+        fence = StrayFence(arrival.route, arrival.entry)
         self._committer.put(
-            Commit(arrival.run_id, StrayFence(arrival.route, arrival.entry), [letter]), _ignored
+            Commit(arrival.run_id, fence, [DeadLetter((*about, *what, *why))]), _ignored
         )
+        served = self._served.get(arrival.route.workflow)
+        if served is not None and arrival.run_id:
+            step = arrival.route.step
+            error = DeadLettered(f"an event for step {step!r} cannot be read: {arrival.error}")
+            self._committer.put(
+                endings.failed(arrival.run_id, step, error, served.plan.codec), _ignored
+            )
+
+    def _put_back(self, arrival: Unreadable) -> None:
+        """Let newer code have an entry: until then it comes back every few seconds."""
+        logger.warning("run_id=%s: put back for newer code: %s", arrival.run_id, arrival.error)
+        member = f"{arrival.run_id}/{arrival.id}/newer/{arrival.entry}"
+        promotion = encode_timer(Promotion(arrival.route, arrival.id, arrival.raw))
+        words = [
+            SetTimer(member, UNREADABLE_DELAY_MS, promotion),
+            Note(arrival.id, f"timer newer {arrival.route.label}"),
+        ]
+        fence = EntryFence(arrival.route, arrival.entry, arrival.id)
+        self._committer.put(Commit(arrival.run_id, fence, words), _ignored)
+
+
+def _where(delivery: Delivery) -> tuple[str, str]:
+    return delivery.run_id, delivery.route.step
 
 
 def _ignored(answer: Answer | StoreError) -> None:

@@ -48,7 +48,7 @@ async def run_step(
             raise
         # The step raised it by itself: a failure like any other, or the delivery would never end.
         return Failed(error=error, traces=execution.traces(age_ms=age_ms()))
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is its outcome
         return Failed(error=_users_part(error), traces=execution.traces(age_ms=age_ms()))

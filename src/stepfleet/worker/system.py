@@ -11,6 +11,7 @@ from stepfleet.core.commit import (
     EntryFence,
     Expectation,
     Has,
+    Is,
     Keep,
     Unwait,
     Word,
@@ -20,7 +21,7 @@ from stepfleet.core.plan import Plan
 from stepfleet.errors import DecodeError
 from stepfleet.events import Event
 from stepfleet.storage.committer import Committer
-from stepfleet.storage.reader import RunReader
+from stepfleet.storage.reader import RunReader, Waits
 from stepfleet.wire import Unclaimed, Waiter, decode_record, encode_record, encode_unclaimed
 from stepfleet.worker.execution import fits
 
@@ -37,17 +38,12 @@ async def settle_system(
     except DecodeError:
         event = None
     while True:
-        fitting = [] if event is None else await _fitting(event, delivery, plan, reader)
-        commit = await _routed(event, delivery, plan, fitting, reader, inbox_limit)
+        waits = await reader.waits(delivery.run_id)
+        fitting = [] if event is None else [w for w in waits.open if _wants(w, event, plan)]
+        commit = _routed(event, delivery, plan, fitting, waits, inbox_limit)
         answer = await committer.commit(commit)
         if answer.word != "conflict":
             return
-
-
-async def _fitting(event: Event, delivery: Delivery, plan: Plan, reader: RunReader) -> list[Waiter]:
-    return [
-        waiter for waiter in await reader.waiters(delivery.run_id) if _wants(waiter, event, plan)
-    ]
 
 
 def _wants(waiter: Waiter, event: Event, plan: Plan) -> bool:
@@ -58,22 +54,24 @@ def _wants(waiter: Waiter, event: Event, plan: Plan) -> bool:
     return fits(event, event_type, requirements, subclasses=waiter.type == "*")
 
 
-async def _routed(
+def _routed(
     event: Event | None,
     delivery: Delivery,
     plan: Plan,
     fitting: list[Waiter],
-    reader: RunReader,
+    waits: Waits,
     inbox_limit: int,
 ) -> Commit:
     expects: list[Expectation] = []
     words: list[Word] = []
     record = delivery.record
     for waiter in fitting:
-        expects.append(Has(waiter.delivery))
+        expects.append(Has(waiter.name))
         words += answered(waiter, ["answer", waiter.waiter_id, record.type_id, record.payload])
     woken = {waiter.route.step for waiter in fitting}
     routes = () if event is None else plan.accepted_by(type(event))
+    if record.target is not None:
+        routes = tuple(route for route in routes if route.step == record.target)
     # A step that was just woken by the event does not get it a second time as an input.
     targets = [route for route in routes if route.step not in woken]
     if targets:
@@ -92,9 +90,10 @@ async def _routed(
             delivery.run_id,
             record.type_id,
         )
-        seq = await reader.link.call("HGET", reader.keys.run(delivery.run_id), "seq")
-        unclaimed = Unclaimed(record.type_id, record.payload, int(seq or 0))
+        unclaimed = Unclaimed(record.type_id, record.payload, waits.seq)
         words.append(Keep(encode_unclaimed(unclaimed), inbox_limit))
+        # A wait that began meanwhile wants to see it.
+        expects.append(Is("waits", waits.ever))
     return Commit(
         delivery.run_id, EntryFence(delivery.route, delivery.entry, delivery.id), words, expects
     )
@@ -105,7 +104,7 @@ def answered(waiter: Waiter, answer: list[object]) -> list[Word]:
     suspended = decode_record(waiter.record)
     resumed = suspended._replace(journal=[*(suspended.journal or []), answer])
     words: list[Word] = [
-        Unwait(waiter.delivery, waiter.type),
+        Unwait(waiter.name, waiter.type),
         Emit(waiter.route, ((waiter.delivery, encode_record(resumed)),), awaitable=False),
     ]
     if waiter.timer:

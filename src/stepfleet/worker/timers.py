@@ -6,8 +6,8 @@ import logging
 
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core import endings
-from stepfleet.core.commit import Commit, Emit, Has, TimerFence
-from stepfleet.errors import DecodeError
+from stepfleet.core.commit import Commit, DropTimer, Emit, Has, Save, TimerFence
+from stepfleet.errors import DecodeError, StoreRefused
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
@@ -44,7 +44,11 @@ class Timers:
         )
         self._fleet.clock.saw_redis(int(now))
         for member, data in zip(due[::2], due[1::2], strict=True):
-            await self._fire(member.decode(), data)
+            try:
+                await self._fire(member.decode(), data)
+            except (DecodeError, StoreRefused) as error:
+                # One run that cannot be read must not stop the timers of the others.
+                logger.warning("timer=%s: cannot be fired here: %s", member.decode(), error)
         for run_id in overdue:
             await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
         if due or overdue:
@@ -62,26 +66,32 @@ class Timers:
             return
         if isinstance(timer, Promotion):
             emit = Emit(timer.route, ((timer.delivery, timer.record),), awaitable=False)
-            await self._committer.commit(Commit(run_id, fence, [emit]))
+            answer = await self._committer.commit(Commit(run_id, fence, [emit]))
+            if answer.word == "parking":
+                save = Save(timer.delivery, timer.route.label, timer.record)
+                await self._committer.commit(Commit(run_id, fence, [save]))
             return
         await self._expire(run_id, fence, timer)
 
     async def _expire(self, run_id: str, fence: TimerFence, timer: Expiry) -> None:
         waiter = await self._reader.waiter(run_id, timer.waiter)
         if waiter is None:
-            await self._committer.commit(Commit(run_id, fence))
+            await self._committer.commit(Commit(run_id, fence, [DropTimer(fence.member)]))
             return
         words = answered(waiter._replace(timer=""), ["time-out", waiter.waiter_id])
         answer = await self._committer.commit(Commit(run_id, fence, words, [Has(timer.waiter)]))
-        if answer.word == "conflict":
-            await self._committer.commit(Commit(run_id, fence))
+        if answer.word in ("conflict", "parking"):
+            await self._committer.commit(Commit(run_id, fence, [DropTimer(fence.member)]))
 
 
 async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, codec: Codec) -> None:
     """End a run whose deadline has passed; says what it was waiting for."""
-    pending, held = await reader.pending(run_id), await reader.held(run_id)
-    collected = await reader.collected(run_id)
-    active, waiting = endings.what_it_waits_for(pending, held, collected)
+    try:
+        pending, held = await reader.pending(run_id), await reader.held(run_id)
+        collected = await reader.collected(run_id)
+        active, waiting = endings.what_it_waits_for(pending, held, collected)
+    except StoreRefused as error:
+        active, waiting = [], f"what it waits for cannot be read: {error}"
     timeout = await reader.link.call("HGET", reader.keys.run(run_id), "timeout")
     seconds = int(timeout or 0) / 1000
     await committer.commit(endings.timed_out(run_id, seconds, active, waiting, codec))

@@ -8,11 +8,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from stepfleet.core.commit import Route
 from stepfleet.core.plan import Plan
@@ -21,6 +21,7 @@ from stepfleet.planning import definition_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.link import Arg
 from stepfleet.storage.reader import RunReader, encode_definition
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker.heartbeat import Heartbeat
@@ -34,6 +35,8 @@ logger = logging.getLogger("stepfleet.worker")
 TICK: Final = 0.5
 #: Seconds between two rounds of the janitor.
 JANITOR: Final = 60.0
+#: Ended runs whose keys are expired at once.
+TIDIED: Final = 500
 #: Age after which what a dead worker left is removed.
 TOMBSTONE_MS: Final = 3_600_000
 #: Seconds to wait between tries while Redis is away: from, to.
@@ -227,18 +230,19 @@ class Worker:
                 raise reply
 
     def _start_loops(self) -> None:
-        loops = {
-            "commit": self._committer.run(),
-            "read": self._read_loop(),
-            "tick": self._tick_loop(),
-            "timers": self._timer_loop(),
-            "sweep": self._sweep_loop(),
-        }
-        self._tasks = [
-            asyncio.create_task(loop, name=f"stepfleet-{name}") for name, loop in loops.items()
-        ]
-        for task in self._tasks:
+        self._start(
+            commit=self._committer.run(),
+            read=self._read_loop(),
+            tick=self._tick_loop(),
+            timers=self._timer_loop(),
+            sweep=self._sweep_loop(),
+        )
+
+    def _start(self, **loops: Coroutine[Any, Any, None]) -> None:
+        for name, loop in loops.items():
+            task = asyncio.create_task(loop, name=f"stepfleet-{name}")
             task.add_done_callback(self._loop_ended)
+            self._tasks.append(task)
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -404,17 +408,22 @@ class Worker:
     async def tidy(self) -> None:
         """Expire what the end of a run could not name."""
         keys = self._fleet.keys
-        ended = await self._calls.call("LRANGE", keys.tidy, 0, 99)
-        for raw in ended:
-            run_id = raw.decode()
-            further, left = await self._calls.calls(
-                [("SMEMBERS", keys.further(run_id)), ("PTTL", keys.run(run_id))]
-            )
-            ttl = max(int(left), 1)
-            await self._calls.calls(
-                [("PEXPIRE", key, ttl) for key in (*further, keys.further(run_id))]
-                + [("LREM", keys.tidy, 1, raw)]
-            )
+        while ended := await self._calls.call("LRANGE", keys.tidy, 0, TIDIED - 1):
+            runs = [raw.decode() for raw in ended]
+            asked: list[tuple[Arg, ...]] = []
+            for run_id in runs:
+                asked += [("SMEMBERS", keys.further(run_id)), ("PTTL", keys.run(run_id))]
+            replies = await self._calls.calls(asked)
+            told: list[tuple[Arg, ...]] = []
+            for raw, run_id, further, left in zip(
+                ended, runs, replies[::2], replies[1::2], strict=True
+            ):
+                told.append(("LREM", keys.tidy, 1, raw))
+                # A run without an expiry is live: its id was used again after the retention.
+                if isinstance(further, list) and isinstance(left, int) and left != -1:
+                    names = [*cast("list[bytes]", further), keys.further(run_id)]
+                    told += [("PEXPIRE", name, max(left, 1)) for name in names]
+            await self._calls.calls(told)
 
     async def _rise(self) -> None:
         """Go on under a new name: others have buried this one and took its work."""
@@ -424,16 +433,27 @@ class Worker:
         self._processor.drop_all("gone")
         # What the old name still reads would wait for a reclaim, and count as lost.
         self._reads.interrupt()
-        old = self._heartbeat
-        await old.stop()
-        committing = next(task for task in self._tasks if task.get_name() == "stepfleet-commit")
-        committing.cancel()
-        await asyncio.gather(committing, return_exceptions=True)
+        await self._heartbeat.stop()
+        # Every loop but this one works with the old name's parts.
+        others = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._tasks = [task for task in self._tasks if task not in others]
         self._new_identity()
-        await self._heartbeat.start()
-        task = asyncio.create_task(self._committer.run(), name="stepfleet-commit")
-        task.add_done_callback(self._loop_ended)
-        self._tasks[self._tasks.index(committing)] = task
+        outage = Outage("taking a new name")
+        while True:
+            try:
+                await self._heartbeat.start()
+                break
+            except StoreError as error:
+                await outage.pause(error)
+        self._start(
+            commit=self._committer.run(),
+            read=self._read_loop(),
+            timers=self._timer_loop(),
+            sweep=self._sweep_loop(),
+        )
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ local fields                      -- its run's status, deadline, number of open 
 local opened                      -- field, value, ... to write to `open` at its end
 local diverted                    -- its last event went to the waiters' stream only
 local missing                     -- events that a buffer still lacks after its append
-local appends                     -- buffers that its expectations allow it to append to
+local appends                     -- what its expectations allow it to append, in order; and how many by buffer and type
 local waiting                     -- hold list -> its length, where it matters
 local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
 local sizes                       -- hash -> its number of fields before this commit

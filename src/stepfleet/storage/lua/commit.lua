@@ -33,7 +33,10 @@ local function settle_late(fence, at, j)
   elseif first == 'park' and ended then
     WORD.park.check(j + 2)
     WORD.park.write(j + 2)
-  elseif ended and fence == FENCE.entry and rc('HGET', run, 'parks') == '1' then
+  elseif first == 'save' and ended then
+    WORD.save.check(j + 2)
+    WORD.save.write(j + 2)
+  elseif ended and first ~= 'untimer' and fence.parks and rc('HGET', run, 'parks') == '1' then
     return 'parking'
   end
   fence.drop(at)

@@ -38,12 +38,15 @@ local EXPECT = {
     local buffer, own, n = K[A[j + 1] + 0], A[j + 3], A[j + 4] + 0
     local next_, lacks, fits = j + 5 + 2 * n, 0, false
     for x = j + 5, next_ - 2, 2 do
-      local have, need = (rc('HGET', buffer, 'n:' .. A[x]) or 0) + 0, A[x + 1] + 0
+      -- What this commit adds to the buffer itself counts as well.
+      local added = appends[buffer .. '\n' .. A[x]] or 0
+      local have, need = (rc('HGET', buffer, 'n:' .. A[x]) or 0) + added, A[x + 1] + 0
       if A[x] == own and have < need then have, fits = have + 1, true end
       if have < need then lacks = lacks + need - have end
     end
     if fits and lacks == 0 then return next_, moved(A[j], A[j + 2] + 0, version_of(buffer)) end
-    appends[buffer], missing = fits, lacks
+    if fits then appends[buffer .. '\n' .. own] = (appends[buffer .. '\n' .. own] or 0) + 1 end
+    appends[#appends + 1], missing = fits, lacks
     return next_
   end,
   -- list, length: a staged result is whole

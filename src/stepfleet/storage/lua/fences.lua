@@ -1,8 +1,8 @@
 -- fences.lua (part of commit.lua): the proofs that a commit may act.
 --
 -- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; check(j): reads what it will
--- write; settle(j): consumes it, as the first write of the commit; drop(j): consumes it when the run has ended. j is
--- where its arguments begin.
+-- write; settle(j): consumes it, as the first write of the commit; drop(j): consumes it when the run has ended; parks:
+-- it stands for work that an ended run may keep. j is where its arguments begin.
 
 local function mine(s, entry)
   return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
@@ -27,7 +27,7 @@ local function check_open() rc('HLEN', open) end
 local FENCE = {
   -- a delivery that is settled: stream, entry, delivery, hold list of its step (0: it has no slot)
   entry = {
-    size = 4,
+    size = 4, parks = true,
     prove = mine_or_gone,
     check = function(j)
       local hold = A[j + 3] + 0
@@ -59,7 +59,7 @@ local FENCE = {
   },
   -- a timer that is due: zset, hash of its data, member
   timer = {
-    size = 3,
+    size = 3, parks = true,
     prove = function(j) if not rc('ZSCORE', K[A[j] + 0], A[j + 2]) then return 'gone' end end,
     check = check_open,
     settle = function(j)

@@ -98,7 +98,7 @@ local WORD = {
     end,
     write = function(j)
       local buffer, list = key_at(j), key_at(j + 1)
-      if not appends[buffer] then return end
+      if not table.remove(appends, 1) then return end
       if rc('HINCRBY', buffer, 'version', 1) == 1 then
         register(buffer)
         register(list)
@@ -284,6 +284,16 @@ local WORD = {
       rc('HDEL', open, did)
       rc('HSET', key_at(j), did, LABEL[s] .. '\n' .. record)
       rc('HSET', open, did, 'parked ' .. LABEL[s])
+      for _, key in ipairs({ key_at(j), open }) do rc('PEXPIRE', key, math.max(1, rc('PTTL', run))) end
+    end,
+  },
+  -- hash, delivery, stream label and record: what a timer of an ended run would have emitted is kept as well
+  save = {
+    size = 3,
+    check = function(j) rc('HLEN', key_at(j)) end,
+    write = function(j)
+      rc('HSET', key_at(j), A[j + 1], A[j + 2])
+      rc('HSET', open, A[j + 1], 'parked')
       for _, key in ipairs({ key_at(j), open }) do rc('PEXPIRE', key, math.max(1, rc('PTTL', run))) end
     end,
   },
