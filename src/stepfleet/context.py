@@ -124,7 +124,8 @@ class Context(Generic[StateT]):
         """
         if self._run is not None and not self._run.is_done():
             raise ContextStateError(
-                "Cannot start a new run while context is already running. Wait for completion or use a new Context."
+                "Cannot start a new run while context is already running. "
+                "Wait for completion or use a new Context."
             )
 
     def attach(self, face: RunFace) -> None:

@@ -184,13 +184,11 @@ def decode_buffered(data: bytes) -> BufferedEvent:
 
 
 def _route(fields: Any, data: bytes) -> Route:
-    match fields:
-        case [str(), str(), str(), int(), int(), list(types)] if all(
-            isinstance(name, str) for name in cast("list[object]", types)
-        ):
-            return Route(*fields[:-1], tuple(cast("list[str]", types)))
-        case _:
-            raise DecodeError("a route has other fields than this version knows", data)
+    if not isinstance(fields, list) or len(cast("list[Any]", fields)) != len(Route._fields):
+        raise DecodeError("a route has other fields than this version knows", data)
+    shape = (str, str, str, int, int, list)
+    *scalars, types = _typed(cast("list[Any]", fields), shape, "route", data)
+    return Route._make([*scalars, tuple(_typed(types, (str,) * len(types), "route", data))])
 
 
 def _typed(fields: list[Any], shape: tuple[type, ...], what: str, data: bytes) -> list[Any]:

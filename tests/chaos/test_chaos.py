@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +25,7 @@ LEASE_S = 1.0
 @pytest.mark.timeout(600)
 async def test_random_faults_lose_nothing_and_repeat_nothing(tmp_path: Path, faults: int) -> None:
     seed = int(os.environ.get(SEED) or random.SystemRandom().getrandbits(32))
-    print(f"{SEED}={seed}")
+    sys.stdout.write(f"{SEED}={seed}\n")  # shown with a failure
     dice = random.Random(seed)
     with TestFleet(tmp_path, lease=f"{LEASE_S}s") as fleet:
         fleet.start(WORKERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 @contextlib.asynccontextmanager
 async def fleet_of(
-    directory: Path, workers: int, **settings: object
+    directory: Path, workers: int, **settings: str
 ) -> AsyncIterator[tuple[TestFleet, Client]]:
     with TestFleet(directory, **settings) as fleet:
         fleet.start(workers)
@@ -59,7 +59,7 @@ async def test_a_fan_out_joins_once_although_a_worker_is_killed(
 )
 @pytest.mark.timeout(300)
 async def test_a_join_costs_the_same_per_event_however_wide_it_is(
-    tmp_path: Path, narrow: int, wide: int
+    tmp_path: Path, record_property: Callable[[str, object], None], narrow: int, wide: int
 ) -> None:
     async with fleet_of(tmp_path, 1, lease="15s") as (fleet, client):
         await _costs(fleet, client, narrow)  # the first run also pays for what is made once
@@ -69,7 +69,7 @@ async def test_a_join_costs_the_same_per_event_however_wide_it_is(
                 costs[width].append(await _costs(fleet, client, width))
     for what in ("cpu", "commands", "calls"):
         before, after = (min(cost[what] for cost in costs[width]) for width in (narrow, wide))
-        print(f"{what} per event: {before:.6f} at {narrow}, {after:.6f} at {wide}")
+        record_property(f"{what} per event", f"{before:.6f} at {narrow}, {after:.6f} at {wide}")
         assert before > 0
         assert after <= 1.5 * before, f"{what} per event: {before:.4f}, then {after:.4f}"
 

@@ -49,7 +49,6 @@ async def test_an_idle_worker_uses_neither_the_cpu_nor_redis(tmp_path: Path, bin
             seconds = time.monotonic() - began
             used, spent = calls(redis) - before, worker.cpu_seconds() - cpu
         sent = {name: used[name] / seconds for name in SENT}
-        print(f"idle on {binary}: {100 * spent / seconds:.2f} % of a core, {sent} calls/s")
         assert spent / seconds < MOST_CPU
         assert 1.0 < sum(sent.values()) < MOST_CALLS
 
@@ -73,7 +72,6 @@ async def test_an_idle_worker_of_memory_uses_neither_the_cpu_nor_its_server(
     await asyncio.sleep(WATCHED_S)
     seconds, spent = time.monotonic() - began, time.process_time() - cpu
     rate = made.total() / seconds
-    print(f"idle in memory: {100 * spent / seconds:.2f} % of a core, {rate:.1f} calls/s {made}")
     assert await handler == os.getpid()
     assert spent / seconds < MOST_CPU
     # While a step runs the worker looks for the ends of runs ten times a second.
@@ -93,7 +91,6 @@ async def test_a_step_of_a_chain_costs_what_was_counted(tmp_path: Path) -> None:
                 key=lambda costs: costs["calls_per_step"],
             )
     counted = {"one at a time": one, "500 at once": many}
-    print(json.dumps(counted, indent=2))
     if os.environ.get(UPDATE):
         COSTS.write_text(json.dumps(counted, indent=2) + "\n")
     assert many["calls_per_step"] <= 0.1

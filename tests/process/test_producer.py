@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,10 @@ async def test_another_process_reads_all_events_and_the_result_of_a_producer_tha
     with TestFleet(tmp_path) as fleet:
         fleet.start(2)
         command = [sys.executable, "-c", PRODUCER, fleet.url, str(COUNT)]
-        producer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        run_id = producer.stdout.strip()
+        producer = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE)
+        output, _ = await producer.communicate()
+        assert producer.returncode == 0
+        run_id = output.decode().strip()
         async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
             handler = client.handler(run_id, workflow=Streaming)
             texts = [event.text async for event in handler.stream_events() if _is_token(event)]

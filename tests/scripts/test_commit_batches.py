@@ -275,7 +275,9 @@ def test_a_wrong_script_argument_is_refused_and_stops_the_run_but_not_its_neighb
 
 
 @pytest.fixture(params=["redis", "valkey"])
-def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Rig, Callable[[], None]]]:
+def full(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Rig, Callable[[], None]]]:
     """A server of its own and what makes it full."""
     binaries = available_binaries()
     if request.param not in binaries:

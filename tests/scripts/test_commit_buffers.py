@@ -157,7 +157,9 @@ def test_an_event_of_an_awaited_type_goes_to_the_waiters_first(
     rig.apply(Commit(run_id, OperationFence("o"), words))
     expected = (["x"], [], []) if diverted else ([], ["x"], ["y"])
     assert (rig.queued(SYS), rig.queued(WIDE), rig.queued(OTHER)) == expected
-    assert rig.open(run_id) == {"w": "waiting"} | dict.fromkeys(sum(expected, []), "stream")
+    assert rig.open(run_id) == {"w": "waiting"} | {
+        name: "stream" for names in expected for name in names
+    }
 
 
 def test_an_event_that_is_not_to_be_awaited_goes_to_its_step(rig: Rig) -> None:
@@ -172,7 +174,10 @@ def test_an_answered_waiter_diverts_no_more(rig: Rig) -> None:
     rig.apply(wait(rig.take(WIDE), "A"))
     rig.apply(Commit(run_id, ControlFence(), [emit(WIDE, "x")]))
     answer = settle(
-        rig.take(SYS), Unwait(did("w"), "A"), emit(WIDE, "w", awaitable=False), expects=[Has(did("w"))]
+        rig.take(SYS),
+        Unwait(did("w"), "A"),
+        emit(WIDE, "w", awaitable=False),
+        expects=[Has(did("w"))],
     )
     assert rig.words(answer) == ["applied"]
     rig.apply(Commit(run_id, ControlFence(), [emit(WIDE, "y")]))

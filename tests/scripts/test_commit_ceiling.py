@@ -180,7 +180,9 @@ def test_a_batch_knows_what_its_own_commits_took_and_gave_back(rig: Rig) -> None
     rig.start(emit(TWO, "a", "b"))
     entries = rig.read(TWO)
     new = [rig.new(emit(TWO, "n")) for _ in range(3)]
-    assert set(rig.words(settle(entries[0]), new[0], new[1], settle(entries[1]), new[2])) == {"applied"}
+    assert set(rig.words(settle(entries[0]), new[0], new[1], settle(entries[1]), new[2])) == {
+        "applied"
+    }
     assert places(rig, TWO) == 2
     assert [entry.run_id for entry in rig.read(SYS)] == [new[1].run_id]
 

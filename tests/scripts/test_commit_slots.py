@@ -4,8 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from stepfleet.core.commit import Commit, ControlFence, Note, Route, SetTimer, Stage, Staged, Unstage, Wait
-from tests.scripts.rig import NARROW, SYS, WIDE, WORKFLOW, Rig, cancel, did, due, effect, emit, end, settle
+from stepfleet.core.commit import (
+    Commit,
+    ControlFence,
+    Note,
+    Route,
+    SetTimer,
+    Stage,
+    Staged,
+    Unstage,
+    Wait,
+)
+from tests.scripts.rig import (
+    NARROW,
+    SYS,
+    WIDE,
+    WORKFLOW,
+    Rig,
+    cancel,
+    did,
+    due,
+    effect,
+    emit,
+    end,
+    settle,
+)
 
 
 def drain(rig: Rig, *routes: Route, limit: int) -> list[str]:
@@ -157,7 +180,9 @@ def staged(first: bool, *names: object) -> Stage:
 def unstaging(rig: Rig, length: int, *words: object) -> Commit:
     entry = rig.take(WIDE)
     rig.apply(effect(entry, staged(True, *range(length))))
-    return settle(entry, Unstage(did("a"), NARROW, length), expects=[Staged(did("a"), NARROW, length)])
+    return settle(
+        entry, Unstage(did("a"), NARROW, length), expects=[Staged(did("a"), NARROW, length)]
+    )
 
 
 def test_a_staged_result_becomes_held_deliveries_when_it_is_whole(rig: Rig) -> None:

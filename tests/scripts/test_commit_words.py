@@ -281,9 +281,10 @@ def test_a_call_of_an_execution_is_applied_once(rig: Rig) -> None:
         words = [Write("f", value), Note(f"{entry.id}!", f"{execution} {call}")]
         return effect(entry, *words, expects=[Unapplied(entry.id, execution, call)])
 
-    assert rig.words(write("e1", 1, b"1"), write("e1", 2, b"2"), write("e1", 1, b"1")) == [
-        "applied"
-    ] * 3
+    assert (
+        rig.words(write("e1", 1, b"1"), write("e1", 2, b"2"), write("e1", 1, b"1"))
+        == ["applied"] * 3
+    )
     assert stored(rig, run_id, "f")[1] == b"2"
     rig.apply(write("e2", 1, b"3"))
     assert stored(rig, run_id, "f")[1] == b"3", "another execution counts from 1"

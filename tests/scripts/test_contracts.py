@@ -36,7 +36,9 @@ def test_a_script_says_its_contract_first(name: str) -> None:
     header = source.partition("\n\nlocal")[0]
     assert source.startswith(f"-- {name}.lua: ")
     for word in ("KEYS", "ARGV", "Returns"):
-        assert re.search(rf"^-- {word} ", header, re.MULTILINE), f"{name}.lua does not say its {word}"
+        assert re.search(rf"^-- {word} ", header, re.MULTILINE), (
+            f"{name}.lua does not say its {word}"
+        )
 
 
 @pytest.mark.parametrize("part", sorted({part for names in PARTS.values() for part in names}))
@@ -63,7 +65,11 @@ def test_every_name_of_a_script_is_local_or_known_to_every_server(name: str) -> 
     }
     fields = set(re.findall(r"[{,]\s*(\w+) = ", text))
     assert assigned - local - fields == set()
-    called = set(re.findall(r"(?<![.\w:'])([A-Za-z_]\w*)\s*\(", text)) - {"function", "return", "if"}
+    called = set(re.findall(r"(?<![.\w:'])([A-Za-z_]\w*)\s*\(", text)) - {
+        "function",
+        "return",
+        "if",
+    }
     keywords = {"and", "or", "not", "while", "until", "elseif", "in"}
     assert called - local - keywords <= GLOBALS
 

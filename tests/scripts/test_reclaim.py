@@ -46,9 +46,7 @@ def own(rig: Rig, consumer: str, *names: object) -> list[Entry]:
 
 
 def give_back(rig: Rig, entry: Entry) -> None:
-    rig.client.xclaim(
-        rig.stream(entry.route), GROUP, "returned", 0, [entry.entry], justid=True
-    )
+    rig.client.xclaim(rig.stream(entry.route), GROUP, "returned", 0, [entry.entry], justid=True)
 
 
 def test_a_worker_with_a_lease_keeps_its_deliveries(rig: Rig) -> None:

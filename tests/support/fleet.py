@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import redis
 
@@ -377,7 +377,7 @@ class TestFleet:
         *,
         target: str = "tests.support.flows:FLOWS",
         binary: str = "redis",
-        **settings: object,
+        **settings: str | int,
     ) -> None:
         self.directory = directory
         self.target = target
@@ -393,7 +393,7 @@ class TestFleet:
         self.workers: list[WorkerProcess] = []
         self._started = 0
 
-    def start(self, count: int = 1, *, url: str = "", **settings: object) -> list[WorkerProcess]:
+    def start(self, count: int = 1, *, url: str = "", **settings: str | int) -> list[WorkerProcess]:
         """Starts workers and returns them when they read."""
         fresh: list[WorkerProcess] = []
         for _ in range(count):
@@ -473,19 +473,17 @@ class TestFleet:
         left: list[str] = []
         with self.redis() as client:
             for stream in client.scan_iter("*:s:*", count=1000):
-                if length := client.xlen(stream):
-                    left.append(f"{stream.decode()}: {length} entries")
+                left += _unless_zero(stream, client.xlen(stream))
             for name, size, allowed in (
                 ("timers", "zcard", timers),
                 ("timers:data", "hlen", timers),
                 ("live", "zcard", 0),
             ):
                 for key in client.scan_iter(f"*}}:{name}"):
-                    if (length := getattr(client, size)(key)) != allowed:
-                        left.append(f"{key.decode()}: {length} members")
+                    left += _unless_zero(key, getattr(client, size)(key) - allowed)
             for key in client.scan_iter("*:lim:*"):
-                if client.type(key) == b"hash" and (taken := int(client.hget(key, "taken") or 0)):
-                    left.append(f"{key.decode()}: {taken} taken")
+                if client.type(key) == b"hash":
+                    left += _unless_zero(key, int(client.hget(key, "taken") or 0))
         return left
 
     def stop(self) -> None:
@@ -497,11 +495,15 @@ class TestFleet:
             worker.process.wait()
         self.server.kill()
 
-    def __enter__(self) -> TestFleet:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _unless_zero(key: bytes, count: int) -> list[str]:
+    return [f"{key.decode()}: {count}"] if count else []
 
 
 def pid_of_or_zero(consumer: str) -> int:

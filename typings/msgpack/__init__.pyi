@@ -6,6 +6,11 @@ class ExtType(NamedTuple):
     code: int
     data: bytes
 
+class Timestamp:
+    seconds: int
+    nanoseconds: int
+    def __init__(self, seconds: int, nanoseconds: int = 0) -> None: ...
+
 class Packer:
     def __init__(
         self,
@@ -45,7 +50,11 @@ class Unpacker:
     def tell(self) -> int: ...
 
 def packb(
-    o: Any, *, use_bin_type: bool = ..., default: Callable[[Any], Any] | None = ..., strict_types: bool = ...
+    o: Any,
+    *,
+    use_bin_type: bool = ...,
+    default: Callable[[Any], Any] | None = ...,
+    strict_types: bool = ...,
 ) -> bytes: ...
 def unpackb(
     packed: bytes,

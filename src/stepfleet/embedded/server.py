@@ -112,7 +112,7 @@ def attach(folder: Path, *, linger: timedelta = LINGER) -> EmbeddedServer:
     try:
         # Held before the first look at the server, so that one that is found alive stays alive.
         if not supervisor.lock_within(users_lock, fcntl.LOCK_SH, seconds=ATTACH_TIMEOUT_S):
-            raise StoreError(f"the previous server of {directory} does not end")
+            raise StoreError(f"the previous server of {directory} does not end")  # noqa: TRY301
         url = _running_server(folder, directory, linger)
     except BaseException:
         os.close(users_lock)

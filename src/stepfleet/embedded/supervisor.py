@@ -142,7 +142,7 @@ def _place_socket(directory: Path) -> Path:
         return usual
     # 32 bytes hold the prefix, mkdtemp's random letters and the socket's name.
     roomy = len(os.fsencode(tempfile.gettempdir())) <= SOCKET_PATH_LIMIT - 32
-    private = tempfile.mkdtemp(prefix=PRIVATE_PREFIX, dir=None if roomy else "/tmp")
+    private = tempfile.mkdtemp(prefix=PRIVATE_PREFIX, dir=None if roomy else "/tmp")  # noqa: S108 - mkdtemp makes it private
     return Path(private) / SOCKET
 
 
@@ -165,7 +165,7 @@ def _start_server(
         [binary, *arguments],
         stdin=subprocess.DEVNULL,
         pass_fds=(server_lock,),
-        preexec_fn=die_with_parent(),
+        preexec_fn=die_with_parent(),  # noqa: PLW1509 - see above
     )
 
 

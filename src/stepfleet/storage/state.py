@@ -39,7 +39,9 @@ class Apply(Protocol):
 
     def __call__(
         self, words: Sequence[Word], expects: Sequence[Expectation]
-    ) -> Awaitable[Answer]: ...
+    ) -> Awaitable[Answer]:
+        """Return the answer to a commit of these words."""
+        ...
 
 
 class RedisPort:

@@ -40,6 +40,7 @@ from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
 from stepfleet.errors import DeadLettered, DecodeError, NewerVersionError, StoreError
+from stepfleet.graph import StepSpec
 from stepfleet.instrumentation import step_log_context
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
@@ -294,7 +295,7 @@ class Processor:
             return UnreadableOutcome(
                 error=DecodeError(f"this code has no step {delivery.route.step!r}")
             )
-        execution = held.execution = self._execution(held, served, known, rerun)
+        execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
         with _step_log_context(delivery):
             outcome = await run_step(
@@ -303,10 +304,10 @@ class Processor:
         execution.end("the step has returned")
         return outcome
 
-    def _execution(self, held: Held, served: Served, known: Known, rerun: bool) -> Execution:
+    def _execution(
+        self, held: Held, served: Served, spec: StepSpec, known: Known, rerun: bool
+    ) -> Execution:
         delivery, plan = held.delivery, served.plan
-        spec = plan.spec(delivery.route)
-        assert spec is not None
         self._executions += 1
         token = f"{self._process}.{self._executions}"
         execution: Execution
