@@ -46,6 +46,8 @@ PATIENCE: Final = 5.0
 FRESH: Final = 5.0
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+#: What the fleet itself makes of one: ids of child runs and of continuations have parts behind `~`.
+_ANY_RUN_ID: Final = re.compile(r"[A-Za-z0-9_.~-]{1,512}")
 _ALPHABET: Final = string.ascii_letters + string.digits
 
 
@@ -291,10 +293,11 @@ class Connected:
         """Log when no live worker serves the workflow."""
         if self.fleet.open_types:
             return
-        if not any(
-            target.name in worker.get("workflows", {})
-            for worker in (await self._workers()).values()
-        ):
+        try:
+            workers = await self._workers()
+        except StoreError:
+            return  # the run is recorded: a warning is not worth an error
+        if not any(target.name in worker.get("workflows", {}) for worker in workers.values()):
             self._seen_workers = (-1e9, {})
             logger.warning(
                 "no live worker serves this workflow, the run waits for one: "
@@ -544,7 +547,13 @@ class Client:
     def handler(
         self, run_id: str, *, workflow: Workflow | type[Workflow] | str | None = None
     ) -> WorkflowHandler:
-        """Attach to a run by its id, from any process. `workflow` gives the classes of its events."""
+        """Attach to a run by its id, from any process. `workflow` gives the classes of its events.
+
+        Raises:
+            ValueError: no run can have such an id.
+        """
+        if not isinstance(run_id, str) or not _ANY_RUN_ID.fullmatch(run_id):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"{str(run_id)[:140]!r} is no id of a run")
         connected = self.connection()
         target = connected.target(workflow) if workflow is not None else None
         return _handler(connected.run(run_id, target))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -124,7 +124,7 @@ class WorkflowHandler:
 
     async def stream_events(
         self, expose_internal: bool = False, *, after: int | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """Give the run's public events in their one order, up to and with the first StopEvent.
 
         It begins where the last stream of this handler stopped, at the first event for a new

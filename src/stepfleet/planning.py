@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from inspect import isfunction
 from types import CodeType, FunctionType, ModuleType
@@ -53,11 +53,13 @@ def make_plan(
     if isinstance(workflow, type):
         types = workflow.declared_types()
     state = (graph.state_type,) if graph.state_type is not None else ()
-    registry.reachable([*graph.event_types, *types, *state])
-    cls = workflow if isinstance(workflow, type) else type(workflow)
-    for mentioned in _mentioned_types(cls, graph):
-        with suppress(DefinitionError):  # a class that cannot travel is an error where it is sent
-            registry.reachable([mentioned])
+    declared = [*graph.event_types, *types, *state]
+    registry.reachable(declared)
+    if not open_types:
+        cls = workflow if isinstance(workflow, type) else type(workflow)
+        for mentioned in _mentioned_types(cls, graph):
+            if _disturbs_no_name(mentioned, declared, registry):
+                registry.reachable([mentioned])
     return Plan(name, graph, registry, Codec(registry, limits=limits))
 
 
@@ -76,6 +78,16 @@ def _mentioned_types(cls: type[Workflow], graph: Graph) -> list[type]:
         for value in dict.fromkeys(value for value in found if isinstance(value, type))
         if value.__module__ != "builtins"
     ]
+
+
+def _disturbs_no_name(cls: type, declared: Sequence[type], registry: TypeRegistry) -> bool:
+    """Tell whether a class can be registered, and what is declared keeps its names in keys."""
+    trial = TypeRegistry()
+    try:
+        trial.reachable([*declared, cls])
+    except DefinitionError:
+        return False
+    return all(trial.id_of(known) == registry.id_of(known) for known in declared)
 
 
 def _named_in(function: FunctionType) -> Iterator[Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, NamedTuple, Protocol, cast
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel
 from typing_extensions import TypeVar
@@ -25,9 +26,17 @@ _MISSING: Final = object()
 class DictState(DictLikeModel):
     """State without declared fields: any attribute or key."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None: ...
+
 
 #: The type of a state: `DictState` where none is declared.
 StateT = TypeVar("StateT", bound=BaseModel, default=DictState)
+
+
+#: The store that the running code edits: a write to it would wait for itself.
+_edited: ContextVar[Any] = ContextVar("stepfleet.edited_store", default=None)
 
 
 class Stored(NamedTuple):
@@ -86,7 +95,6 @@ class StateStore(Generic[StateT]):
     def __init__(self, port: StorePort, state_type: type[StateT] | None = None) -> None:
         self._port = port
         self._type: type[BaseModel] = state_type or DictState
-        self._editing = False
 
     @property
     def state_type(self) -> type[BaseModel]:
@@ -172,11 +180,11 @@ class StateStore(Generic[StateT]):
             before = await self._port.read(None)
             state = self._assemble(before)
             original = {name: self._port.copy(value) for name, value in _fields(state).items()}
-            self._editing = True
+            inside = _edited.set(self)
             try:
                 yield cast(StateT, state)
             finally:
-                self._editing = False
+                _edited.reset(inside)
             after = _fields(state)
             changed = {
                 name: value
@@ -188,7 +196,8 @@ class StateStore(Generic[StateT]):
             await edit.save(changed, [name for name in original if name not in after])
 
     def _refuse_inside_edit(self) -> None:
-        if self._editing:
+        # Only the code inside the block, and the tasks it starts: writers elsewhere wait for its end.
+        if _edited.get() is self:
             raise RuntimeError("writer called inside edit_state: mutate the yielded state instead")
 
     def _check_field(self, name: str) -> None:

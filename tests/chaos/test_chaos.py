@@ -41,7 +41,7 @@ async def test_random_faults_lose_nothing_and_repeat_nothing(tmp_path: Path, fau
         assert len(runs) >= 2 * faults
         fleet.wait_until_tidy(runs, timeout=30.0)
         record = fleet.record()
-        assert record.check_settled(fleet.ledger, runs) == len(runs) * (2 * Load.WIDTH + 1)
+        assert record.check_settled(fleet.ledger, runs) == len(runs) * load.deliveries_per_run
         done = Counter(fault.__name__ for fault in kinds)
         assert len(fleet.deaths()) == done["_kill"] > 0
         assert record.reclaimed(runs)

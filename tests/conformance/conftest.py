@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
@@ -12,17 +13,34 @@ import pytest_asyncio
 
 from tests.conformance.place import Place
 
-
 #: `memory://`, and a server of each kind.
 PLACES = ("memory", "redis", "valkey")
+#: For tests that need several processes: `memory://` is one.
+FLEETS = PLACES[1:]
 
 
 @pytest_asyncio.fixture(params=PLACES)
 async def place(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Place]:
-    """Gives a place to run workflows; checks afterwards that no key, no run and no task is left."""
-    place = Place(place_url(request), f"t{uuid4().hex[:12]}")
+    """Gives a place to run workflows."""
+    async with clean_place(place_url(request), caplog) as place:
+        yield place
+
+
+@pytest_asyncio.fixture(params=FLEETS)
+async def fleet(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Place]:
+    """Gives a place that is a server with workers."""
+    async with clean_place(place_url(request), caplog) as place:
+        yield place
+
+
+@asynccontextmanager
+async def clean_place(url: str, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Place]:
+    """Gives a place and checks afterwards that no key, no run, no task and no defect is left."""
+    place = Place(url, f"t{uuid4().hex[:12]}")
     try:
         yield place
         await place.assert_nothing_leaks()
@@ -34,7 +52,9 @@ async def place(
     defects = [
         record.getMessage()
         for record in caplog.get_records("call")
-        if record.levelno >= logging.CRITICAL or "could not be settled" in record.getMessage()
+        if record.levelno >= logging.CRITICAL
+        or "could not be settled" in record.getMessage()
+        or "another worker took" in record.getMessage()
     ]
     assert not defects
 

@@ -192,7 +192,9 @@ async def test_a_start_event_subclass_is_built_from_the_arguments_or_given(place
     flow = await place.serve(Flow)
     assert await flow.run(topic="t", length="3") == ["t", 3]
     assert await flow.run(start_event=Question(topic="u")) == ["u", 1]
-    with pytest.raises(WorkflowRuntimeError, match="Failed creating a start event of type 'Question'"):
+    with pytest.raises(
+        WorkflowRuntimeError, match="Failed creating a start event of type 'Question'"
+    ):
         flow.run(length=3)
     with pytest.raises(WorkflowRuntimeError, match="no step of workflow 'Flow' accepts"):
         flow.run(start_event=StartEvent())

@@ -35,8 +35,8 @@ class Joined(Event):
     labels: list[str]
 
 
-def labels(events: list[Any] | None) -> list[str] | None:
-    return None if events is None else [f"{type(e).__name__}{e.n}" for e in events]
+def labels(events: list[Any]) -> list[str]:
+    return [f"{type(e).__name__}{e.n}" for e in events]
 
 
 def sends(*events: Event) -> type[Workflow]:
@@ -267,7 +267,10 @@ async def test_a_join_that_can_never_be_complete_times_out_and_says_what_lacks(
             return StopEvent() if got else None
 
     flow = await place.serve(Flow, timeout=1.0)
-    with pytest.raises(WorkflowTimeoutError, match=r"No steps active\. step join has collected 1 A and waits for more"):
+    with pytest.raises(
+        WorkflowTimeoutError,
+        match=r"No steps active\. step join has collected 1 A and waits for more",
+    ):
         await flow.run()
 
 
@@ -288,4 +291,6 @@ async def test_an_execution_that_ran_again_collects_its_event_once(place: Place)
 
     flow = await place.serve(Flow, disable_validation=True)
     assert await flow.run() == [0, 1]
-    assert await eventually(lambda: len(bodies) == 3, 1.0), "only the event that was missing runs again"
+    assert await eventually(lambda: len(bodies) == 3, 1.0), (
+        "only the event that was missing runs again"
+    )

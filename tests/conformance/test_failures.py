@@ -168,7 +168,7 @@ async def test_a_policy_that_fails_itself_ends_the_run_with_its_error(place: Pla
             raise TypeError("policy")
 
     class Flow(Workflow):
-        @step(retry_policy=Wrong())
+        @step(retry_policy=Wrong())  # type: ignore[arg-type]
         async def begin(self, ev: StartEvent) -> StopEvent:
             raise ValueError("step")
 

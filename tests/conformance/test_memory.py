@@ -103,6 +103,15 @@ async def test_an_instance_leaves_no_streams_and_no_tasks_behind() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_what_is_kept_does_not_grow_with_the_number_of_instances() -> None:
+    runtime = MemoryRuntime()
+    for n in range(10):
+        assert await Named(str(n), runtime=runtime).run() == f"{n} 5"
+    named = {name for name in Named._graphs if name.startswith("Named.")}
+    assert len(named) <= 3
+    await runtime.close()
+
+
 async def test_a_run_that_was_started_again_after_a_pause_finds_a_worker() -> None:
     flow = Named("x")
     for _ in range(3):

@@ -80,7 +80,10 @@ async def test_a_handler_knows_when_its_run_is_done(place: Place) -> None:
     handler = flow.run()
     assert not handler.is_done()
     assert handler.get_stop_event() is None
-    assert str(handler) == f"WorkflowHandler(workflow={handler_name(handler)}, run_id={handler.run_id}, result=None)"
+    assert (
+        str(handler)
+        == f"WorkflowHandler(workflow={handler_name(handler)}, run_id={handler.run_id}, result=None)"
+    )
     await handler.send_event(Item(n=3))
     await handler
     assert handler.is_done()
@@ -200,6 +203,12 @@ async def test_run_ids_are_checked(place: Place, run_id: Any) -> None:
         await place.client.start(flow, n=1, run_id=run_id)
 
 
+@pytest.mark.parametrize("run_id", ["", "x:events", "a b", None])
+async def test_only_what_can_be_an_id_is_attached_to(place: Place, run_id: Any) -> None:
+    with pytest.raises(ValueError, match="is no id of a run"):
+        place.client.handler(run_id)
+
+
 async def test_a_second_run_under_the_id_of_a_live_one_is_an_error(place: Place) -> None:
     flow = await waiting(place)
     handler = flow.run(run_id="mine")
@@ -219,22 +228,12 @@ async def test_an_exception_of_the_library_has_one_root(place: Place) -> None:
 # -- a fleet: clients that start runs by class, by name, with ids --------------------------------------
 
 
-@pytest.fixture
-def fleet(place: Place) -> Place:
-    """A place with servers: several processes can start runs there."""
-    if place.in_memory:
-        pytest.skip("memory:// is one process: Workflow.run() starts its runs")
-    return place
-
-
 async def test_start_with_an_id_is_idempotent(fleet: Place) -> None:
     await fleet.serve(Reporting)
     first = await fleet.client.start(Reporting, run_id="order-1", number=1)
     again = await fleet.new_client().start(Reporting, run_id="order-1", number=1)
     assert (await first).text == (await again).text == "1 none"
-    later = await fleet.client.start(
-        Reporting, run_id="order-1", start_event=Order(number=1)
-    )
+    later = await fleet.client.start(Reporting, run_id="order-1", start_event=Order(number=1))
     assert (await later).text == "1 none"
 
 
@@ -263,8 +262,10 @@ async def test_a_run_starts_by_the_name_of_its_workflow(fleet: Place) -> None:
     flow = await fleet.serve(Waiting, disable_validation=True)
     handler = await fleet.new_client().start("Waiting")
     with pytest.raises(WorkflowRuntimeError, match="Step nowhere does not exist"):
-        await fleet.new_client(types=[Item]).handler(handler.run_id).send_event(
-            Item(n=1), step="nowhere"
+        await (
+            fleet.new_client(types=[Item])
+            .handler(handler.run_id)
+            .send_event(Item(n=1), step="nowhere")
         )
     await fleet.new_client(types=[Item]).handler(handler.run_id).send_event(Item(n=6))
     assert await handler == 6
@@ -288,7 +289,10 @@ async def test_a_run_that_no_worker_serves_waits_and_a_warning_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         handler = await fleet.client.start(Add, n=1)
-    assert f"no live worker serves this workflow, the run waits for one: workflow=Add run_id={handler.run_id}" in caplog.text
+    assert (
+        f"no live worker serves this workflow, the run waits for one: workflow=Add run_id={handler.run_id}"
+        in caplog.text
+    )
     assert not handler.is_done()
     await fleet.serve(Add)
     assert await handler == 2

@@ -167,7 +167,7 @@ async def test_a_value_that_cannot_travel_is_an_error_where_it_is_sent(place: Pl
         @step
         async def begin(self, ctx: Context, ev: StartEvent) -> Item | StopEvent:
             try:
-                ctx.send_event(Item(n=1, callback=print))
+                ctx.send_event(Item(n=1, callback=print))  # type: ignore[call-arg]
             except EncodeError as error:
                 return StopEvent(result=str(error))
             return Item(n=0)

@@ -203,6 +203,57 @@ async def test_a_write_inside_an_edit_is_refused(place: Place) -> None:
     ]
 
 
+async def test_a_write_elsewhere_waits_for_the_end_of_an_edit(place: Place) -> None:
+    editing, written = asyncio.Event(), asyncio.Event()
+
+    class Flow(Workflow):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> Item | None:
+            ctx.send_event(Item(n=0))
+            ctx.send_event(Item(n=1))
+
+        @step
+        async def work(self, ctx: Context, ev: Item) -> Edited:
+            if ev.n == 0:
+                async with ctx.store.edit_state() as state:
+                    editing.set()
+                    state.value = "edited"
+                    await asyncio.sleep(0.05)
+                    assert not written.is_set()
+            else:
+                async with asyncio.timeout(5):
+                    await editing.wait()
+                await ctx.store.set("value", "set")
+                written.set()
+            return Edited()
+
+        @step
+        async def join(self, ctx: Context, ev: Edited) -> StopEvent | None:
+            if ctx.collect_events(ev, [Edited] * 2):
+                return StopEvent(result=await ctx.store.get("value"))
+            return None
+
+    flow = await place.serve(Flow)
+    assert await flow.run() == "set"
+
+
+async def test_tasks_of_one_step_wait_for_each_others_edits(place: Place) -> None:
+    class Flow(Workflow):
+        @step
+        async def begin(self, ctx: Context[State], ev: StartEvent) -> StopEvent:
+            async def add() -> None:
+                async with ctx.store.edit_state() as state:
+                    before = state.count
+                    await asyncio.sleep(0)
+                    state.count = before + 1
+
+            await asyncio.gather(*[add() for _ in range(5)], ctx.store.set("nested.a", 1))
+            return StopEvent(result=(await ctx.store.get_state()).model_dump())
+
+    flow = await place.serve(Flow)
+    assert await flow.run() == {"count": 5, "names": [], "nested": {"a": 1}}
+
+
 async def test_writes_of_a_failed_attempt_stay(place: Place) -> None:
     class Flow(Workflow):
         @step(retry_policy=retry_policy(wait=wait_none(), stop=stop_after_attempt(3)))
@@ -227,8 +278,8 @@ async def test_a_typed_state_has_its_defaults_and_refuses_unknown_fields(place: 
             try:
                 await ctx.store.set("nope", 1)
             except ValueError as error:
-                message = str(error)
-            return StopEvent(result=[state.count, await ctx.store.get("nested"), message])
+                return StopEvent(result=[state.count, await ctx.store.get("nested"), str(error)])
+            return StopEvent()
 
     flow = await place.serve(Flow)
     assert await flow.run() == [0, {"a": {"b": 1}}, '"State" object has no field "nope"']
@@ -244,7 +295,9 @@ async def test_a_state_without_defaults_is_filled_by_its_first_edit(place: Place
             try:
                 await ctx.store.clear()
             except ValueError as error:
-                return StopEvent(result=[type(filled).__name__, filled.name, filled.count, str(error)])
+                return StopEvent(
+                    result=[type(filled).__name__, filled.name, filled.count, str(error)]
+                )
             return StopEvent()
 
     flow = await place.serve(Flow)

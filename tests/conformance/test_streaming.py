@@ -225,7 +225,13 @@ async def test_what_an_execution_did_not_repeat_is_retracted(place: Place) -> No
 
     flow = await place.serve(Flow)
     shown = [event async for event in flow.run().stream_events()]
-    assert texts(shown) == ["execution 1", "execution 2", "execution 3", "RetractedEvent", "StopEvent"]
+    assert texts(shown) == [
+        "execution 1",
+        "execution 2",
+        "execution 3",
+        "RetractedEvent",
+        "StopEvent",
+    ]
     mark = shown[3]
     assert isinstance(mark, RetractedEvent)
     assert (mark.sequences, mark.step) == ([2], "join")

@@ -111,7 +111,7 @@ async def test_a_wait_that_takes_too_long_is_a_time_out_in_the_step(place: Place
         async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
             try:
                 await ctx.wait_for_event(Answer, timeout=0.05)
-            except asyncio.TimeoutError as error:
+            except TimeoutError as error:
                 return StopEvent(result=str(error))
             return StopEvent(result="answered")
 

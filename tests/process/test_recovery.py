@@ -102,7 +102,7 @@ def _names_of(fleet: TestFleet, worker: WorkerProcess) -> set[str]:
 
 
 @pytest.mark.parametrize("then", ["close", "silence"])
-@pytest.mark.parametrize("connection", ["worker-read", "worker-commit"])
+@pytest.mark.parametrize("connection", ["worker-read", "worker-commit", "worker"])
 @pytest.mark.timeout(120)
 async def test_a_reply_that_is_lost_loses_nothing(
     tmp_path: Path, connection: str, then: Literal["close", "silence"]
@@ -134,7 +134,7 @@ async def test_workers_that_are_told_to_leave_one_by_one_execute_nothing_twice(
     with TestFleet(tmp_path, lease="15s") as fleet:
         fleet.start(3)
         async with Client(fleet.url) as client, asyncio.timeout(4 * PATIENCE):
-            load = Load(client)
+            load = Load(client, width=100, at_once=6)
             for _ in range(3 * rounds):
                 await asyncio.to_thread(fleet.start)
                 leaving = fleet.live[0]
@@ -142,14 +142,15 @@ async def test_workers_that_are_told_to_leave_one_by_one_execute_nothing_twice(
                 assert await asyncio.to_thread(leaving.process.wait, PATIENCE) == 0
             runs = await load.stop()
         fleet.wait_until_tidy(runs)
-        deliveries = 2 * Load.WIDTH + 1
         assert len(runs) >= 3 * rounds
-        assert fleet.record().check_settled(fleet.ledger, runs) == len(runs) * deliveries
+        assert (
+            fleet.record().check_settled(fleet.ledger, runs) == len(runs) * load.deliveries_per_run
+        )
         executions = [
             execution.delivery
             for execution in fleet.ledger.executions()
             if execution.step != "join"  # the last one of a join runs again, informed of the others
         ]
-        assert len(executions) == len(set(executions)) == len(runs) * (Load.WIDTH + 1)
+        assert len(executions) == len(set(executions)) == len(runs) * 101
         assert len(fleet.live) == 3
         assert len(fleet.workers) == 3 + 3 * rounds

@@ -42,6 +42,7 @@ from stepfleet.core.commit import (
     Publish,
     Quota,
     Route,
+    Save,
     SetTimer,
     Take,
     TimerFence,
@@ -355,8 +356,18 @@ class Histories(RuleBasedStateMachine):
             expects.append(Has(name))
         commit = Commit(run_id, TimerFence(member), words, expects)
         answers = self.rig.words(*[commit] * (1 + doubled))
-        live = self.model.status[run_id] == "running"
-        assert answers == ["applied" if live else "over", "gone"][: 1 + doubled]
+        status = self.model.status[run_id]
+        if status != "cancelled":
+            first = "applied" if status == "running" else "over"
+            assert answers == [first, "gone"][: 1 + doubled]
+            return
+        assert set(answers) == {"parking"}
+        # What waits is kept where it is; what backs off is kept with the run.
+        kept = DropTimer(member) if expects else Save(name, route.label, b"record")
+        if expects:
+            self.model.waiters[run_id][name] = member
+        last = commit._replace(words=[kept], expects=())
+        assert self.rig.words(last, last) == ["over", "gone"]
 
     @rule(dead=st.sampled_from(WORKERS), most=st.integers(1, 5))
     def lose(self, dead: str, most: int) -> None:
@@ -410,6 +421,8 @@ class Histories(RuleBasedStateMachine):
             )
             if self.model.status[run_id] == "running":
                 assert places == Counter(dict.fromkeys(pending, 1))
+            elif self.model.status[run_id] == "cancelled":
+                assert places == Counter(dict.fromkeys(pending, 1)), "what is pending is kept"
             else:
                 assert set(places) <= pending
                 assert not places or max(places.values()) == 1

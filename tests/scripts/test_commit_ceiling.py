@@ -187,6 +187,14 @@ def test_a_batch_knows_what_its_own_commits_took_and_gave_back(rig: Rig) -> None
     assert [entry.run_id for entry in rig.read(SYS)] == [new[1].run_id]
 
 
+def test_a_place_that_older_code_gave_back_in_the_same_call_is_free(rig: Rig) -> None:
+    """The entry is deleted at the end of the call, and older code knows of no ceiling."""
+    rig.start(emit(ONE._replace(ceiling=0), "a"))
+    entry = rig.take(ONE._replace(ceiling=0))
+    assert rig.words(settle(entry), rig.new(emit(ONE, "b"))) == ["applied", "applied"]
+    assert rig.queued(ONE) == ["b"]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_everything_is_done_in_the_end_and_no_place_is_left(rig: Rig, seed: int) -> None:
     chance = random.Random(seed)

@@ -9,12 +9,14 @@ from stepfleet.core.commit import (
     Commit,
     ControlFence,
     DeadLetter,
+    DropTimer,
     EntryFence,
     Note,
     OperationFence,
     OverdueFence,
     Park,
     Publish,
+    Save,
     SetTimer,
     StrayFence,
 )
@@ -169,6 +171,30 @@ def test_parking_in_a_run_that_is_unknown_only_acknowledges(rig: Rig) -> None:
     assert rig.queued(WIDE) == []
 
 
+def test_what_a_timer_of_a_cancelled_run_holds_is_kept_with_the_run(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "a"))
+    rig.apply(settle(rig.take(WIDE), SetTimer("t", 0, b"data"), Note(did("a"), "timer back-off")))
+    rig.apply(cancel(run_id))
+    assert rig.words(due(run_id, "t", emit(WIDE, "a"))) == ["parking"]
+    assert rig.client.zscore(rig.keys.timers, "t") is not None, "it stays until it is kept"
+    save = due(run_id, "t", Save(did("a"), "A:wide", b"record of a"))
+    assert rig.words(save, save) == ["over", "gone"]
+    assert rig.client.hgetall(rig.keys.parked(run_id)) == {
+        did("a").encode(): b"A:wide\nrecord of a"
+    }
+    assert rig.open(run_id) == {"a": "parked"}
+    assert not rig.client.exists(rig.keys.timers, rig.keys.timer_data)
+    assert -1 not in rig.keys_of(run_id).values()
+
+
+def test_a_timer_of_a_wait_is_dropped_with_a_cancelled_run(rig: Rig) -> None:
+    run_id = rig.start()
+    rig.apply(Commit(run_id, ControlFence(), [SetTimer("t", 0, b"data")]))
+    rig.apply(cancel(run_id))
+    assert rig.words(due(run_id, "t", DropTimer("t"))) == ["over"]
+    assert not rig.client.exists(rig.keys.timers, rig.keys.timer_data)
+
+
 # -- timers and deadlines ----------------------------------------------------------------------------
 
 
@@ -188,7 +214,7 @@ def test_a_timer_of_a_run_that_is_not_live_is_dropped(rig: Rig, what: str) -> No
     run_id = rig.start(emit(WIDE, "a"))
     rig.apply(settle(rig.take(WIDE), SetTimer("t", 0, b"data")))
     if what == "over":
-        rig.apply(cancel(run_id))
+        rig.apply(cancel(run_id)._replace(words=[end()]))
     else:
         rig.client.delete(rig.keys.run(run_id))
     assert rig.words(due(run_id, "t", emit(WIDE, "a"))) == [what]

@@ -116,9 +116,9 @@ def test_a_limit_that_was_raised_lets_more_go(rig: Rig) -> None:
 
 def test_an_emit_under_a_raised_limit_lets_those_go_first_that_wait(rig: Rig) -> None:
     run_id = rig.start(emit(NARROW, *"abc"))
-    rig.apply(Commit(run_id, ControlFence(), [emit(NARROW._replace(limit=3), "d")]))
-    assert rig.queued(NARROW) == ["a", "b", "c"]
-    assert rig.held(run_id, "narrow") == ["d"]
+    rig.apply(Commit(run_id, ControlFence(), [emit(NARROW._replace(limit=4), "d", "e")]))
+    assert rig.queued(NARROW) == ["a", "b", "c", "d"]
+    assert rig.held(run_id, "narrow") == ["e"]
 
 
 def test_a_limit_that_was_lowered_is_reached_by_settling(rig: Rig) -> None:

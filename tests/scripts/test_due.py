@@ -51,3 +51,8 @@ def test_no_more_is_told_than_was_asked_for(rig: Rig) -> None:
     fired, overdue, _ = due(rig, 2)
     assert fired[::2] == [b"t0", b"t1"]
     assert overdue == [b"r0", b"r1"]
+
+
+def test_runs_without_a_deadline_are_not_waited_for(rig: Rig) -> None:
+    rig.client.zadd(rig.keys.live, {"free": float("inf")})
+    assert due(rig) == ([], [], -1)

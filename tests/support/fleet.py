@@ -483,7 +483,7 @@ class TestFleet:
                     left += _unless_zero(key, getattr(client, size)(key) - allowed)
             for key in client.scan_iter("*:lim:*"):
                 if client.type(key) == b"hash":
-                    left += _unless_zero(key, int(client.hget(key, "taken") or 0))
+                    left += _unless_zero(key, int(client.hget(key, "reserved") or 0))
         return left
 
     def stop(self) -> None:

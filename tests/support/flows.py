@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -343,6 +344,16 @@ class Answer(Event):
     fails: bool = False
 
 
+class Poison(Workflow):
+    """Kills whatever runs it."""
+
+    @step
+    async def kill(self, ctx: Context, ev: Begin) -> StopEvent:
+        note("start", ctx.idempotency_key, step="kill", run=ctx.run_id)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return StopEvent()
+
+
 #: No run may time out on a machine that is busy with other tests.
 TIMEOUT = 600.0
 
@@ -361,5 +372,6 @@ FLOWS: dict[str, Workflow] = {
         Chain,
         NotedChain,
         Open,
+        Poison,
     )
 }

@@ -14,19 +14,19 @@ from tests.support.flows import FanOut
 class Load:
     """Keeps a few fan-outs under way, until it is told to stop; each has to end with its result."""
 
-    WIDTH: Final = 20
-    #: Fan-outs under way at any time.
-    AT_ONCE: Final = 4
-    #: Seconds of each of their events: with few slots a run takes a while, so the load stays small.
+    #: Seconds of each of their events.
     SECONDS: Final = 0.1
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, width: int = 20, at_once: int = 4) -> None:
         self._client = client
+        self._width = width
+        #: What a run puts into streams: its start, and a work and a join for each event.
+        self.deliveries_per_run = 2 * width + 1
         self._runs: list[str] = []
         self._stopping = False
         #: How often a start had to be repeated because Redis was away.
         self.repeated = 0
-        self._tasks = [asyncio.create_task(self._produce()) for _ in range(self.AT_ONCE)]
+        self._tasks = [asyncio.create_task(self._produce()) for _ in range(at_once)]
 
     @property
     def started(self) -> int:
@@ -44,13 +44,13 @@ class Load:
             run_id = new_run_id()
             self._runs.append(run_id)
             result = await (await self._started(run_id))
-            assert sorted(result["numbers"]) == list(range(self.WIDTH))
+            assert sorted(result["numbers"]) == list(range(self._width))
 
     async def _started(self, run_id: str) -> WorkflowHandler:
         while True:
             try:
                 return await self._client.start(
-                    FanOut, run_id=run_id, width=self.WIDTH, seconds=self.SECONDS
+                    FanOut, run_id=run_id, width=self._width, seconds=self.SECONDS
                 )
             except ConnectionLost:
                 self.repeated += 1  # as documented: with the same id it names the same run

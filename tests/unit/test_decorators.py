@@ -282,7 +282,7 @@ def test_any_class_called_context_is_a_context() -> None:
 
 
 def test_a_state_type_is_a_pydantic_model() -> None:
-    async def wrong(ev: A, ctx: Context[int]) -> None: ...
+    async def wrong(ev: A, ctx: Context[int]) -> None: ...  # type: ignore[type-var]
 
     assert refused(wrong) == "Step 'wrong' has a Context of 'int', which is not a pydantic model."
 

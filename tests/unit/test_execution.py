@@ -13,7 +13,13 @@ from stepfleet.core.outcome import Send, Shown
 from stepfleet.errors import EncodeError, StaleExecution, WorkflowRuntimeError
 from stepfleet.planning import make_plan
 from stepfleet.store import LocalPort, StateStore
-from stepfleet.wire import BufferedEvent, Unclaimed, decode_record, encode_buffered, encode_unclaimed
+from stepfleet.wire import (
+    BufferedEvent,
+    Unclaimed,
+    decode_record,
+    encode_buffered,
+    encode_unclaimed,
+)
 from stepfleet.worker.execution import NOTHING_KNOWN, BufferContent, Execution, Known, Suspend, fits
 
 
@@ -112,9 +118,9 @@ def test_a_wrong_target_is_refused(event: Event, target: str, message: str) -> N
 def test_an_event_that_cannot_travel_is_refused() -> None:
     made = execution()
     with pytest.raises(EncodeError, match="callback"):
-        made.send(A(callback=print), None)
+        made.send(A(callback=print), None)  # type: ignore[call-arg]
     with pytest.raises(EncodeError, match="callback"):
-        made.publish(A(callback=print))
+        made.publish(A(callback=print))  # type: ignore[call-arg]
     assert made.take_effects() == []
 
 
@@ -266,7 +272,7 @@ async def test_an_answer_in_the_inbox_is_taken_and_remembered() -> None:
         (A(n=1), {"n": 1}, False, True),
         (A(n=1), {"n": 2}, False, False),
         (A(n=1), {"missing": None}, False, True),
-        (A(n=1, more="x"), {"more": "x"}, False, True),
+        (A(n=1, more="x"), {"more": "x"}, False, True),  # type: ignore[call-arg]
         (Special(), {}, False, False),
         (Special(), {}, True, True),
         (B(), {}, True, False),

@@ -73,7 +73,9 @@ async def test_a_path_goes_through_dicts_lists_and_attributes(path: str, found: 
     assert await store.get(path) == found
 
 
-@pytest.mark.parametrize("path", ["nope", "a.nope", "a.b.7", "a.b.x", "person.nope", "a.b.0.deeper"])
+@pytest.mark.parametrize(
+    "path", ["nope", "a.nope", "a.b.7", "a.b.x", "person.nope", "a.b.0.deeper"]
+)
 async def test_a_path_to_nothing_is_an_error_unless_there_is_a_default(path: str) -> None:
     store = untyped(a={"b": [1]}, person=Address())
     with pytest.raises(ValueError, match=f"^Path '{path}' not found in state$"):

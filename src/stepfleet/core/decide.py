@@ -90,6 +90,8 @@ SHOWN: Final = 2_000
 
 def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> Commit:
     """Return the commit that settles a delivery."""
+    if not isinstance(outcome, Unreadable):
+        delivery = readable(delivery)
     match outcome:
         case Returned():
             return _returned(delivery, outcome, plan)
@@ -107,6 +109,13 @@ def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> 
             return _unreadable(delivery, outcome, plan)
         case _:
             assert_never(outcome)
+
+
+def readable(delivery: Delivery) -> Delivery:
+    """Return a delivery without the count of the workers that could not read it."""
+    if delivery.record.attempt > 0:
+        return delivery
+    return delivery._replace(record=delivery.record._replace(attempt=1))
 
 
 def effects_commit(delivery: Delivery, effects: Iterable[Effect], *, age_ms: int) -> Sequence[Word]:
@@ -200,14 +209,23 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
 
 
 def _unreadable(delivery: Delivery, outcome: Unreadable, plan: Plan) -> Commit:
-    record = delivery.record
-    tries = -record.attempt if record.attempt < 0 else 0
-    if tries >= UNREADABLE_TRIES:
+    commit = put_back(delivery)
+    if commit is None:
         error = DeadLettered(
-            f"no worker could read a {record.type_id} for step {delivery.route.step!r}: {outcome.error}"
+            f"no worker could read a {delivery.record.type_id} for step {delivery.route.step!r}: "
+            f"{outcome.error}"
         )
         return _dead(delivery, plan, error)
-    words = _again(delivery, record._replace(attempt=-tries - 1), UNREADABLE_DELAY_MS, "unreadable")
+    return commit
+
+
+def put_back(delivery: Delivery) -> Commit | None:
+    """Return the commit that lets other code have a delivery a little later; None after many of them."""
+    tries = max(-delivery.record.attempt, 0)
+    if tries >= UNREADABLE_TRIES:
+        return None
+    record = delivery.record._replace(attempt=-tries - 1)
+    words = _again(delivery, record, UNREADABLE_DELAY_MS, "unreadable")
     return Commit(delivery.run_id, _fence(delivery), words)
 
 

@@ -20,7 +20,7 @@ from fakeredis import FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio.connection import AbstractConnection
 
-from stepfleet.client import Client, new_run_id
+from stepfleet.client import Client, check_run_id, new_run_id
 from stepfleet.codec import Limits
 from stepfleet.context import Context
 from stepfleet.events import StartEvent
@@ -134,8 +134,9 @@ def memory_fleet(
 class _Serving:
     """The worker of one workflow instance."""
 
-    def __init__(self, name: str, worker: Worker, task: asyncio.Task[int]) -> None:
+    def __init__(self, name: str, number: int, worker: Worker, task: asyncio.Task[int]) -> None:
         self.name = name
+        self.number = number
         self.worker = worker
         self.task = task
         self.runs = 0
@@ -148,7 +149,9 @@ class MemoryRuntime:
         self._fleet = fleet or memory_fleet()
         self.client = Client(self._fleet, patience=None)
         self._serving: dict[int, _Serving] = {}
-        self._numbers = itertools.count(1)
+        #: Numbers that make the names of instances different, free again when an instance has gone: names, and
+        #: what is kept by name, do not grow with the number of instances.
+        self._numbers: set[int] = set()
         self._live: set[str] = set()
 
     def submit(
@@ -164,9 +167,11 @@ class MemoryRuntime:
         Raises:
             RuntimeError: a run with this id is live.
         """
-        identity = run_id if run_id is not None else new_run_id()
+        identity = check_run_id(run_id) if run_id is not None else new_run_id()
         if identity in self._live:
             raise RuntimeError(f"Workflow run with run_id '{identity}' already exists.")
+        if ctx is not None:
+            ctx.refuse_if_running()
         serving = self._served(workflow)
         handler = self.client.submit(
             workflow, start_event, run_id=identity, ctx=ctx, name=serving.name
@@ -179,7 +184,9 @@ class MemoryRuntime:
     def _served(self, workflow: Workflow) -> _Serving:
         serving = self._serving.get(id(workflow))
         if serving is None:
-            name = f"{cluster_name(workflow)}.{next(self._numbers)}"
+            number = next(n for n in itertools.count(1) if n not in self._numbers)
+            self._numbers.add(number)
+            name = f"{cluster_name(workflow)}.{number}"
             # One plan for both: an event class that one side meets is known to the other.
             plan = self.client.connection().plan(workflow, name)
             worker = Worker(
@@ -191,7 +198,7 @@ class MemoryRuntime:
             task = asyncio.get_running_loop().create_task(
                 worker.run(), name=f"stepfleet-memory-{name}"
             )
-            serving = self._serving[id(workflow)] = _Serving(name, worker, task)
+            serving = self._serving[id(workflow)] = _Serving(name, number, worker, task)
         return serving
 
     async def _watch(
@@ -209,6 +216,7 @@ class MemoryRuntime:
             serving.worker.stop()
             await asyncio.wait([serving.task])
             await self._remove(serving)
+            self._numbers.discard(serving.number)
 
     async def close(self) -> None:
         """Stop every worker; runs that go on are lost."""

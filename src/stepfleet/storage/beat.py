@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from stepfleet.errors import ConnectionLost, StoreRefused
@@ -38,6 +38,9 @@ def beat_caller(url: str, *, timeout: float) -> BeatCall:
                 client.execute_command("SCRIPT LOAD", script.source)
                 return client.execute_command(*command)
         except ResponseError as error:
+            if isinstance(error, ReadOnlyError):
+                # A master no more: the next connection may reach the new one.
+                client.connection_pool.disconnect()
             raise StoreRefused(str(error)) from error
         except (RedisError, OSError) as error:
             raise ConnectionLost(str(error)) from error

@@ -16,6 +16,7 @@ from typing import Final
 
 from stepfleet.core.commit import (
     Answer,
+    Append,
     Commit,
     EffectFence,
     Emit,
@@ -23,10 +24,14 @@ from stepfleet.core.commit import (
     EntryFence,
     Expectation,
     Forget,
+    Publish,
+    SetTimer,
     Stage,
     Staged,
     Unstage,
+    Wait,
     Word,
+    Write,
 )
 from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
 from stepfleet.storage.run_store import RunStore
@@ -35,7 +40,7 @@ logger = logging.getLogger("stepfleet.committer")
 
 #: Weight of one call: 64 middle commits take Redis about 1.9 ms.
 WEIGHT: Final = 64
-#: Bytes of emitted records in one call.
+#: Bytes of records, entries and values in one call.
 BYTES: Final = 1_000_000
 #: Deliveries that one commit emits by itself; more are staged, or sent ahead, in parts of this
 #: size.
@@ -131,14 +136,13 @@ class Committer:
     async def _send(self, batch: list[tuple[Commit, Done, int, int]]) -> None:
         answers = await self._answered([item[0] for item in batch])
         refused = [item for item, answer in zip(batch, answers, strict=True) if _is_refused(answer)]
+        if refused and "READONLY" in _reason(answers):
+            # A replica now: the next connection may reach the master.
+            await self._store.link.close()
         if refused and self._patience is None:
             # They go first again: a delivery's effects stay in order, and before its settling
             # commit.
             self._queue.extendleft(reversed(refused))
-            if "READONLY" in _reason(answers):
-                await (
-                    self._store.link.close()
-                )  # a replica now: the next connection may reach the master
             logger.warning(
                 "redis refuses to write: commits=%d reason=%s", len(refused), _reason(answers)
             )
@@ -173,7 +177,6 @@ class Committer:
             await asyncio.sleep(self._random.uniform(delay / 2, delay))
             delay = min(delay * 2, BACK_OFF[1])
 
-
     async def _one_by_one(self, commits: list[Commit]) -> list[Answer | StoreError]:
         """Find the commit that cannot be packed, so that it fails alone."""
         answers: list[Answer | StoreError] = []
@@ -206,15 +209,14 @@ def _ignored(answer: Answer | StoreError) -> None:
 
 
 def _weigh(commit: Commit) -> tuple[int, int]:
-    weight, size, emits = 1, 0, 0
+    weight, emits = 1, 0
     for word in commit.words:
         if isinstance(word, Emit | Stage):
             count = len(word.deliveries)
             emits += count if isinstance(word, Emit) else count // 8
-            size += sum(len(record) for _, record in word.deliveries)
         elif isinstance(word, End):
             weight += 1
-    return weight + emits // 4, size
+    return weight + emits // 4, sum(map(_bytes, commit.words))
 
 
 def _parts(commit: Commit) -> list[Commit]:
@@ -278,8 +280,20 @@ def _is_wide(word: Emit) -> bool:
     return len(word.deliveries) > WIDE or _bytes(word) > BYTES
 
 
-def _bytes(word: Emit) -> int:
-    return sum(len(record) for _, record in word.deliveries)
+def _bytes(word: Word) -> int:
+    match word:
+        case Emit() | Stage():
+            return sum(len(record) for _, record in word.deliveries)
+        case Publish():
+            return len(word.entry)
+        case Append():
+            return len(word.event)
+        case Write():
+            return len(word.value)
+        case Wait() | SetTimer():
+            return len(word.data)
+        case _:
+            return 0
 
 
 def _chunks(word: Emit) -> list[tuple[tuple[str, bytes], ...]]:

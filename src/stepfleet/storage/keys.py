@@ -73,7 +73,7 @@ class Keys:
         return f"{self.tag}:wf:{workflow}"
 
     def gauge(self, workflow: str, step: str) -> str:
-        """Hash with the deliveries of one step that are in streams, over all runs; `:queue` beside it."""
+        """Hash: places of a step that are reserved for runs being woken; `:queue` (list) beside it."""
         return f"{self.tag}:lim:{workflow}:{step}"
 
     # -- of a run: all expire `retention` after its end

@@ -121,13 +121,18 @@ class Link:
             self.calls_made += 1
             packed = b"".join(pack(command) for command in commands)
             replies: list[Any] = []
+            demoted = False
             async with asyncio.timeout(timeout):
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
                         replies.append(await connection.read_response(disable_decoding=True))
                     except ResponseError as error:
+                        demoted = demoted or isinstance(error, ReadOnlyError)
                         replies.append(_refused(error))
+            if demoted:  # as in `_guarded`
+                self._connection = self._client_id = None
+                await _discard(connection)
             return replies
 
     async def script(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:

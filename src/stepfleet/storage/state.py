@@ -119,8 +119,8 @@ class RedisPort:
             if answer.word != "conflict":
                 self._check(answer)
                 return True
-            if answer.length <= 0:
-                return False
+            if expects and answer.length <= 0:
+                return False  # a value moved, not the lock
             await self._pause()
 
     @asynccontextmanager

@@ -34,7 +34,7 @@ from stepfleet.core.commit import (
     Wake,
     Word,
 )
-from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit
+from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, readable
 from stepfleet.core.delivery import Delivery
 from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
@@ -242,9 +242,10 @@ class Processor:
         if served is None:
             return
         if not delivery.route.step:
-            await settle_system(
+            answer = await settle_system(
                 delivery, served.plan, self._committer, self._reader, self._fleet.inbox_limit
             )
+            await self._after(delivery, answer)
             return
         known, rerun = NOTHING_KNOWN, False
         while True:
@@ -252,11 +253,13 @@ class Processor:
             if held.cancelled:
                 # The step swallowed its cancellation: what it returned is nobody's any more.
                 raise asyncio.CancelledError
+            # This commit arms the deadline too: an effect behind it would find the delivery gone.
+            held.armed = True
             known, answer = await self._committed(delivery, outcome, served.plan, known)
             if answer.word != "conflict":
                 await self._after(delivery, answer)
                 return
-            rerun = True
+            held.armed, rerun = False, True
 
     async def _committed(
         self, delivery: Delivery, outcome: Outcome, plan: Plan, known: Known
@@ -307,7 +310,7 @@ class Processor:
     def _execution(
         self, held: Held, served: Served, spec: StepSpec, known: Known, rerun: bool
     ) -> Execution:
-        delivery, plan = held.delivery, served.plan
+        delivery, plan = readable(held.delivery), served.plan
         self._executions += 1
         token = f"{self._process}.{self._executions}"
         execution: Execution
@@ -550,7 +553,14 @@ class Processor:
             logger.warning("run_id=%s step=%s: this code has no such step", alarm.run_id, alarm.step)
             return
         fence = EntryFence(alarm.route, alarm.entry, "")
-        self._committer.put(Commit(alarm.run_id, fence, [Wake(route)]), _ignored)
+
+        def woken(answer: Answer | StoreError) -> None:
+            if isinstance(answer, Answer) and answer.word == "broken":
+                # The place that was kept for a damaged run goes to the next one.
+                stray = StrayFence(alarm.route, alarm.entry)
+                self._committer.put(Commit(alarm.run_id, stray, [Wake(route)]), _ignored)
+
+        self._committer.put(Commit(alarm.run_id, fence, [Wake(route)]), woken)
 
     def _bury(self, arrival: Unreadable) -> None:
         """Put an entry that is no delivery of this version where it belongs."""

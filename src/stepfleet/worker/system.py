@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from stepfleet.core.commit import (
+    Answer,
     Commit,
     DropTimer,
     Emit,
@@ -16,7 +17,8 @@ from stepfleet.core.commit import (
     Unwait,
     Word,
 )
-from stepfleet.core.delivery import Delivery, Record, delivery_id
+from stepfleet.core.decide import put_back, readable
+from stepfleet.core.delivery import Delivery, delivery_id
 from stepfleet.core.plan import Plan
 from stepfleet.errors import DecodeError
 from stepfleet.events import Event
@@ -30,20 +32,27 @@ logger = logging.getLogger("stepfleet.worker.system")
 
 async def settle_system(
     delivery: Delivery, plan: Plan, committer: Committer, reader: RunReader, inbox_limit: int
-) -> None:
+) -> Answer:
     """Give an event to all waiters that it fits, else to the steps that accept it, else to the inbox."""
     record = delivery.record
-    try:
-        event: Event | None = plan.codec.decode_event(record.type_id, record.payload)
-    except DecodeError:
-        event = None
     while True:
-        waits = await reader.waits(delivery.run_id)
-        fitting = [] if event is None else [w for w in waits.open if _wants(w, event, plan)]
-        commit = _routed(event, delivery, plan, fitting, waits, inbox_limit)
+        event: Event | None = None
+        waits: Waits | None = None
+        fitting: list[Waiter] = []
+        commit: Commit | None = None
+        try:
+            waits = await reader.waits(delivery.run_id)
+            event = plan.codec.decode_event(record.type_id, record.payload)
+            fitting = [waiter for waiter in waits.open if _wants(waiter, event, plan)]
+        except DecodeError as error:
+            # Code that knows the type, or the waiter, may run elsewhere.
+            logger.warning("run_id=%s type=%s: %s", delivery.run_id, record.type_id, error)
+            commit = put_back(delivery)
+        if commit is None:
+            commit = _routed(event, delivery, plan, fitting, waits, inbox_limit)
         answer = await committer.commit(commit)
         if answer.word != "conflict":
-            return
+            return answer
 
 
 def _wants(waiter: Waiter, event: Event, plan: Plan) -> bool:
@@ -59,7 +68,7 @@ def _routed(
     delivery: Delivery,
     plan: Plan,
     fitting: list[Waiter],
-    waits: Waits,
+    waits: Waits | None,
     inbox_limit: int,
 ) -> Commit:
     expects: list[Expectation] = []
@@ -75,7 +84,7 @@ def _routed(
     # A step that was just woken by the event does not get it a second time as an input.
     targets = [route for route in routes if route.step not in woken]
     if targets:
-        passed_on = encode_record(Record(*record))
+        passed_on = encode_record(readable(delivery).record)
         words += [
             Emit(
                 route,
@@ -90,10 +99,11 @@ def _routed(
             delivery.run_id,
             record.type_id,
         )
-        unclaimed = Unclaimed(record.type_id, record.payload, waits.seq)
+        unclaimed = Unclaimed(record.type_id, record.payload, waits.seq if waits else 0)
         words.append(Keep(encode_unclaimed(unclaimed), inbox_limit))
-        # A wait that began meanwhile wants to see it.
-        expects.append(Is("waits", waits.ever))
+        if waits:
+            # A wait that began meanwhile wants to see it.
+            expects.append(Is("waits", waits.ever))
     return Commit(
         delivery.run_id, EntryFence(delivery.route, delivery.entry, delivery.id), words, expects
     )

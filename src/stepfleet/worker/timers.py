@@ -13,7 +13,7 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
 from stepfleet.storage.reader import RunReader
 from stepfleet.storage.scripts import script
-from stepfleet.wire import Expiry, Promotion, decode_timer
+from stepfleet.wire import Expiry, Promotion, decode_timer, encode_timer
 from stepfleet.worker.system import answered
 
 logger = logging.getLogger("stepfleet.worker.timers")
@@ -43,15 +43,20 @@ class Timers:
             script("due"), [keys.timers, keys.timer_data, keys.live], [MOST]
         )
         self._fleet.clock.saw_redis(int(now))
+        fired = len(overdue)
         for member, data in zip(due[::2], due[1::2], strict=True):
             try:
                 await self._fire(member.decode(), data)
+                fired += 1
             except (DecodeError, StoreRefused) as error:
                 # One run that cannot be read must not stop the timers of the others.
                 logger.warning("timer=%s: cannot be fired here: %s", member.decode(), error)
+                if "WRONGTYPE" in str(error):
+                    await self._bury(member.decode(), data)
         for run_id in overdue:
             await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
-        if due or overdue:
+        # What cannot be fired stays due: it is looked at again a little later, not at once.
+        if fired:
             return 0.0
         return None if until < 0 else until / 1000
 
@@ -67,7 +72,9 @@ class Timers:
         if isinstance(timer, Promotion):
             emit = Emit(timer.route, ((timer.delivery, timer.record),), awaitable=False)
             answer = await self._committer.commit(Commit(run_id, fence, [emit]))
-            if answer.word == "parking":
+            if answer.word == "broken":
+                await self._bury(member, data)
+            elif answer.word == "parking":
                 save = Save(timer.delivery, timer.route.label, timer.record)
                 await self._committer.commit(Commit(run_id, fence, [save]))
             return
@@ -75,13 +82,27 @@ class Timers:
 
     async def _expire(self, run_id: str, fence: TimerFence, timer: Expiry) -> None:
         waiter = await self._reader.waiter(run_id, timer.waiter)
+        drop = Commit(run_id, fence, [DropTimer(fence.member)])
         if waiter is None:
-            await self._committer.commit(Commit(run_id, fence, [DropTimer(fence.member)]))
-            return
-        words = answered(waiter._replace(timer=""), ["time-out", waiter.waiter_id])
-        answer = await self._committer.commit(Commit(run_id, fence, words, [Has(timer.waiter)]))
-        if answer.word in ("conflict", "parking"):
-            await self._committer.commit(Commit(run_id, fence, [DropTimer(fence.member)]))
+            answer = await self._committer.commit(drop)
+        else:
+            words = answered(waiter._replace(timer=""), ["time-out", waiter.waiter_id])
+            answer = await self._committer.commit(Commit(run_id, fence, words, [Has(timer.waiter)]))
+            if answer.word in ("conflict", "parking"):
+                answer = await self._committer.commit(drop)
+        if answer.word == "broken":
+            await self._bury(fence.member, encode_timer(timer))
+
+    async def _bury(self, member: str, data: bytes) -> None:
+        """Take the timer of a run with a damaged key to the dead letters, or it would be due for ever."""
+        keys, run_id = self._fleet.keys, member.partition("/")[0]
+        logger.error(
+            "run_id=%s timer=%s: dead letter, a key of the run has a wrong type", run_id, member
+        )
+        limit = ("MAXLEN", "~", self._fleet.bounds.dead_limit)
+        letter = ("run", run_id, "timer", member, "reason", "broken run", "record", data)
+        await self._link.call("XADD", keys.dead, *limit, "*", *letter)
+        await self._link.calls([("ZREM", keys.timers, member), ("HDEL", keys.timer_data, member)])
 
 
 async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, codec: Codec) -> None:
@@ -92,6 +113,10 @@ async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, co
         active, waiting = endings.what_it_waits_for(pending, held, collected)
     except StoreRefused as error:
         active, waiting = [], f"what it waits for cannot be read: {error}"
-    timeout = await reader.link.call("HGET", reader.keys.run(run_id), "timeout")
-    seconds = int(timeout or 0) / 1000
-    await committer.commit(endings.timed_out(run_id, seconds, active, waiting, codec))
+    # A pipeline, since a record of a wrong type is no reason to stop here: the commit finds it too.
+    (timeout,) = await reader.link.calls([("HGET", reader.keys.run(run_id), "timeout")])
+    seconds = int(timeout) / 1000 if isinstance(timeout, bytes) else 0.0
+    answer = await committer.commit(endings.timed_out(run_id, seconds, active, waiting, codec))
+    if answer.word == "broken":
+        # It cannot be ended, and would be overdue for ever.
+        await reader.link.call("ZREM", reader.keys.live, run_id)

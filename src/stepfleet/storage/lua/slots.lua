@@ -36,7 +36,8 @@ end
 -- Read phase: k more deliveries for a step; the keys of those that will wait can be written.
 local function room(s, hold, k)
   local slot, list = SLOT[s], K[hold]
-  local n = wanted[slot] or (rc('HGET', run, slot) or 0) + 0
+  -- A run that is being made has none.
+  local n = wanted[slot] or (fields[1] and rc('HGET', run, slot) or 0) + 0
   wanted[slot] = n + k
   if n + k > LIMIT[s] or CEILING[s] > 0 then can_register() end
   if (n > 0 or k > LIMIT[s] or CEILING[s] > 0) and not waiting[list] then waiting[list] = rc('LLEN', list) end

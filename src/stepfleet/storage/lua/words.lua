@@ -292,6 +292,7 @@ local WORD = {
     size = 3,
     check = function(j) rc('HLEN', key_at(j)) end,
     write = function(j)
+      rc('HDEL', open, A[j + 1])
       rc('HSET', key_at(j), A[j + 1], A[j + 2])
       rc('HSET', open, A[j + 1], 'parked')
       for _, key in ipairs({ key_at(j), open }) do rc('PEXPIRE', key, math.max(1, rc('PTTL', run))) end

@@ -1,0 +1,238 @@
+"""Commits as KEYS and ARGV, and answers as they come back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from fakeredis import FakeServer
+
+from stepfleet.core import commit as c
+from stepfleet.core.commit import Answer, Commit, Route
+from stepfleet.embedded.memory import memory_fleet
+from stepfleet.errors import StoreRefused
+from stepfleet.storage import run_store
+from stepfleet.storage.keys import Keys
+from stepfleet.storage.run_store import Bounds, Packing, RunStore, answer_of
+from stepfleet.storage.scripts import PARTS, script
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "commit"
+#: Raise it when the arguments of a commit change: workers of two versions run side by side, each
+#: with its own script, so this is about what reviewers see and not about what must stay.
+LAYOUT = 1
+
+WORK = Route("Flow", "Work", "work", 4, 0, ("Work",))
+LIMITED = Route("Flow", "Item", "pick", 2, 3, ("Item", "Part"))
+D1, D2, D3 = "A" * 22, "B" * 22, "C" * 22
+
+COMMITS: dict[str, list[Commit]] = {
+    "start": [
+        Commit(
+            "run1",
+            c.NewRunFence("digest", ["status", "running", "workflow", "Flow"]),
+            [c.Write("seed", b"\x01"), c.Emit(WORK, ((D1, b"record"),), awaitable=False)],
+        )
+    ],
+    "step": [Commit("run1", c.EntryFence(WORK, "1-0", D1), [c.Emit(WORK, ((D2, b"record"),))])],
+    "two-commits": [
+        Commit("run1", c.EntryFence(WORK, "1-0", D1), [c.Emit(WORK, ((D2, b"r"),))]),
+        Commit("run2", c.EntryFence(WORK, "2-0", D3), [c.End("completed", b"end")]),
+    ],
+    "fan-out": [
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [
+                c.Emit(LIMITED, ((D2, b"r2"), (D3, b"r3")), D1),
+                c.Emit(LIMITED._replace(type="Part"), ((D3, b"r3"),), D1, also=True),
+                c.Publish(b"entry", D1, "p1:x:1"),
+                c.Mark(b"mark", D1, ("p1:x:1",)),
+                c.Forget(D1),
+            ],
+        )
+    ],
+    "join": [
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [c.Append("work:b", "Work", b"event")],
+            [c.Quota("work:b", "Work", (("Work", 3), ("Item", 1)))],
+        ),
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "2-0", D2),
+            [c.Take("work:b", 3)],
+            [c.Version("work:b", 3)],
+        ),
+    ],
+    "wait": [
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [
+                c.Wait("waiter", "Reply", b"data"),
+                c.SetTimer("run1/t", 500, b"timer"),
+                c.Note(D1, "waiting Reply Work:work"),
+            ],
+            [c.Is("inbox", "2")],
+        ),
+        Commit(
+            "run1",
+            c.TimerFence("run1/t"),
+            [
+                c.Unwait("waiter", "Reply"),
+                c.DropTimer("run1/t"),
+                c.Keep(b"event", 100),
+                c.Unkeep(b"event"),
+            ],
+            [c.Has("waiter")],
+        ),
+    ],
+    "store": [
+        Commit(
+            "run1",
+            c.EffectFence(WORK, "1-0"),
+            [c.Deadline(7), c.Lock("token", 15_000), c.Note(f"{D1}!", "x.1 1")],
+            [c.Unapplied(D1, "x.1", 1), c.Free("token")],
+        ),
+        Commit(
+            "run1",
+            c.OperationFence("op"),
+            [c.Write("field", b"\x02"), c.Unwrite("old"), c.Unlock("token")],
+            [c.Locked("token"), c.Stored("field", 3), c.Stored("new", 0)],
+        ),
+    ],
+    "wide": [
+        Commit("run1", c.EffectFence(WORK, "1-0"), [c.Stage(D1, LIMITED, True, ((D2, b"r"),))]),
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [c.Unstage(D1, LIMITED, 1)],
+            [c.Staged(D1, LIMITED, 1)],
+        ),
+    ],
+    "ends": [
+        Commit("run1", c.OverdueFence(), [c.End("timed_out", b"end", ("reason", "why"))]),
+        Commit("run2", c.ControlFence(), [c.End("cancelled", b"end", (), True)]),
+        Commit("run2", c.EntryFence(WORK, "1-0", D1), [c.Park(WORK, "1-0")]),
+        Commit("run2", c.TimerFence("run2/t"), [c.Save(D2, "Work:work", b"record")]),
+        Commit("run3", c.StrayFence(WORK, "3-0"), [c.DeadLetter(("run", "run3", "n", 4))]),
+        Commit("run4", c.EntryFence(Route("Flow", "__sys", ""), "4-0", ""), [c.Wake(LIMITED)]),
+    ],
+}
+
+
+def packed(commits: list[Commit]) -> tuple[list[str], list[Any]]:
+    packing = Packing(Keys("golden"), "consumer", Bounds())
+    for commit in commits:
+        packing.add(commit)
+    return packing.arguments()
+
+
+def shown(commits: list[Commit]) -> dict[str, list[str]]:
+    keys, args = packed(commits)
+    texts = [arg.decode("latin-1") if isinstance(arg, bytes) else str(arg) for arg in args]
+    return {"KEYS": keys, "ARGV": texts}
+
+
+@pytest.mark.parametrize("name", COMMITS)
+def test_a_commit_has_the_arguments_that_its_layout_promises(name: str) -> None:
+    path = GOLDEN / f"v{LAYOUT}" / f"{name}.json"
+    found = shown(COMMITS[name])
+    assert path.exists(), f"write tests/golden/commit/v{LAYOUT}/{name}.json: {json.dumps(found)}"
+    assert found == json.loads(path.read_text()), (
+        "the arguments of commit.lua changed. If that is meant: say it in the header of commit.lua, raise "
+        f"LAYOUT, and write the new arguments to tests/golden/commit/v{LAYOUT + 1}, the old ones removed"
+    )
+
+
+def test_every_fence_expectation_and_word_is_in_a_golden_commit() -> None:
+    used: set[type] = set()
+    for commits in COMMITS.values():
+        for commit in commits:
+            used |= {type(part) for part in (commit.fence, *commit.expects, *commit.words)}
+    assert used == {*get_args(c.Fence), *get_args(c.Expectation), *get_args(c.Word)}
+
+
+@pytest.mark.parametrize("name", COMMITS)
+def test_keys_are_named_once_and_are_all_of_one_partition(name: str) -> None:
+    keys, _ = packed(COMMITS[name])
+    assert len(keys) == len(set(keys))
+    assert all(key.startswith("{golden:0}:") for key in keys)
+
+
+def test_a_commit_costs_few_arguments() -> None:
+    """The client is the limit: this is what packing and parsing of one middle step cost."""
+    alone = packed(COMMITS["step"])
+    both = packed([*COMMITS["step"], *[one._replace(run_id="r2") for one in COMMITS["step"]]])
+    assert (len(alone[0]), len(alone[1])) == (6, 32)
+    assert (len(both[0]) - len(alone[0]), len(both[1]) - len(alone[1])) == (4, 19)
+
+
+@pytest.mark.parametrize(
+    ("raw", "answer"),
+    [
+        (b"applied", Answer("applied")),
+        (b"applied 3", Answer("applied", missing=3)),
+        (b"gone", Answer("gone")),
+        (b"exists", Answer("exists")),
+        (b"unknown-run", Answer("unknown-run")),
+        (b"over", Answer("over")),
+        (b"parking", Answer("parking")),
+        (b"conflict", Answer("conflict")),
+        (b"conflict work:b 7 3", Answer("conflict", buffer="work:b", version=7, length=3)),
+        (b"conflict 1500", Answer("conflict", length=1500)),
+        (b"broken", Answer("broken")),
+        (b"refused OOM command not allowed", Answer("refused", detail="OOM command not allowed")),
+        (b"refused \xff", Answer("refused", detail="\ufffd")),
+    ],
+)
+def test_an_answer_says_what_the_script_said(raw: bytes, answer: Answer) -> None:
+    assert answer_of(raw) == answer
+
+
+def test_every_part_of_a_commit_can_be_packed() -> None:
+    """A new fence, expectation or word without a writer would show only at run time."""
+    writers: dict[type, Any] = {}
+    for name in ("_FENCES", "_EXPECTATIONS", "_WORDS"):
+        writers |= getattr(run_store, name)
+    assert writers.keys() == {*get_args(c.Fence), *get_args(c.Expectation), *get_args(c.Word)}
+
+
+async def test_a_store_sends_its_commits_in_one_call_and_answers_each() -> None:
+    fleet = memory_fleet(server=FakeServer(version=(7,)))
+    link = fleet.link("test")
+    store = RunStore(link, fleet.keys, consumer="me", bounds=fleet.bounds)
+    await store.commit([])
+    before = link.calls_made
+    (start,) = COMMITS["start"]
+    other = start._replace(fence=c.NewRunFence("other", ["status", "running"]))
+    assert [answer.word for answer in await store.commit([start, start, other])] == [
+        "applied",
+        "applied",
+        "exists",
+    ]
+    assert link.calls_made == before + 1
+    await link.close()
+
+
+async def test_a_call_that_redis_refuses_as_a_whole_is_an_error() -> None:
+    fleet = memory_fleet(server=FakeServer(version=(7,)))
+    link = fleet.link("test")
+    store = RunStore(link, fleet.keys, consumer="me", bounds=fleet.bounds)
+    bad = Commit("run1", c.ControlFence(), [c.Emit(WORK._replace(limit=-1), ())])
+    bad = bad._replace(fence=c.NewRunFence("d", ["odd"]))
+    (answer,) = await store.commit([bad])
+    assert answer.word == "refused"
+    with pytest.raises(StoreRefused):
+        await link.call("NOSUCHCOMMAND")
+    await link.close()
+
+
+def test_a_script_has_the_sha_of_its_parts() -> None:
+    for name in PARTS:
+        assert script(name) is script(name)
+        assert len(script(name).sha) == 40
+        assert script(name).source.startswith("-- prelude.lua")

@@ -1,0 +1,91 @@
+"""The timer of a run with a damaged key must not be due for ever, nor stop the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from fakeredis import FakeServer
+
+from stepfleet.core.commit import Commit, ControlFence, NewRunFence, Route, SetTimer
+from stepfleet.embedded.memory import memory_fleet
+from stepfleet.storage.committer import Committer
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.link import Link
+from stepfleet.storage.reader import RunReader
+from stepfleet.storage.run_store import RunStore
+from stepfleet.wire import Expiry, Promotion, encode_timer
+from stepfleet.worker.timers import Timers
+
+ROUTE = Route("Flow", "Work", "work", 4, 0, ("Work",))
+PROMOTION = encode_timer(Promotion(ROUTE, "D" * 22, b"record"))
+
+
+class Place:
+    """Timers over a server in this process."""
+
+    def __init__(self, fleet: Fleet, link: Link, committer: Committer) -> None:
+        self.keys = fleet.keys
+        self.link = link
+        self.committer = committer
+        self.timers = Timers(fleet, link, committer, RunReader(link, fleet.keys))
+
+    async def start(self, run_id: str, *timers: tuple[str, bytes]) -> None:
+        start = NewRunFence("d", ["status", "running", "workflow", "Flow"])
+        assert (await self.committer.commit(Commit(run_id, start))).word == "applied"
+        words = [SetTimer(f"{run_id}/{name}", 0, data) for name, data in timers]
+        await self.committer.commit(Commit(run_id, ControlFence(), words))
+
+    async def spoil(self, key: str) -> None:
+        await self.link.call("DEL", key)
+        await self.link.call("SET", key, "of another type")
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    fleet = memory_fleet(server=FakeServer(version=(7,)))
+    link = fleet.link("test")
+    store = RunStore(fleet.link("commit"), fleet.keys, consumer="me", bounds=fleet.bounds)
+    committer = Committer(store)
+    task = asyncio.create_task(committer.run())
+    yield Place(fleet, link, committer)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await link.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (PROMOTION, "run"),
+        (PROMOTION, "open"),
+        (encode_timer(Expiry("waiter")), "run"),
+        (encode_timer(Expiry("waiter")), "wait"),
+    ],
+    ids=["back-off, record", "back-off, open", "wait, record", "wait, waiters"],
+)
+async def test_a_timer_of_a_broken_run_is_a_dead_letter(place: Place, data: bytes, key: str) -> None:
+    await place.start("broken", ("t", data))
+    await place.start("whole", ("t", PROMOTION))
+    await place.spoil(getattr(place.keys, key)("broken"))
+    await place.timers.fire()
+    assert await place.timers.fire() is None, "nothing is due any more"
+    ((_, letter),) = await place.link.call("XRANGE", place.keys.dead, "-", "+")
+    assert dict(zip(letter[::2], letter[1::2], strict=True)) == {
+        b"run": b"broken",
+        b"timer": b"broken/t",
+        b"reason": b"broken run",
+        b"record": data,
+    }
+    assert await place.link.call("XLEN", place.keys.stream("Flow", "Work", "work")) == 1
+
+
+async def test_a_broken_run_past_its_deadline_is_not_overdue_for_ever(place: Place) -> None:
+    await place.start("broken")
+    await place.start("whole")
+    await place.spoil(place.keys.run("broken"))
+    await place.link.call("ZADD", place.keys.live, 1, "broken", 2, "whole")
+    await place.timers.fire()
+    assert await place.timers.fire() is None
+    assert await place.link.call("HGET", place.keys.run("whole"), "status") == b"timed_out"
