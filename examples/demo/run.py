@@ -56,8 +56,8 @@ class Seen:
 
 def main() -> int:
     options = _options()
-    # A polite kill ends the demo as Ctrl-C does: through every `finally`.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # A polite kill, or a closed terminal, ends the demo as Ctrl-C does: through every `finally`.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         with project_folder(keep=options.keep) as folder:

@@ -166,7 +166,7 @@ def test_a_promise_that_is_not_kept_is_named(tmp_path: Path) -> None:
     assert_nothing_is_left(tmp_path, out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_demo_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
     with start(tmp_path) as demo:
         assert demo.stdout is not None

@@ -65,7 +65,9 @@ async def place() -> AsyncIterator[Place]:
     ],
     ids=["back-off, record", "back-off, open", "wait, record", "wait, waiters"],
 )
-async def test_a_timer_of_a_broken_run_is_a_dead_letter(place: Place, data: bytes, key: str) -> None:
+async def test_a_timer_of_a_broken_run_is_a_dead_letter(
+    place: Place, data: bytes, key: str
+) -> None:
     await place.start("broken", ("t", data))
     await place.start("whole", ("t", PROMOTION))
     await place.spoil(getattr(place.keys, key)("broken"))

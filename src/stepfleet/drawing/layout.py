@@ -21,10 +21,15 @@ NODE_GAP = 28.0
 LAYER_GAP = 46.0
 #: Room that a bend takes in its layer.
 BEND_WIDTH = 12.0
+#: How much more a bend than a node stays where it wants to be: a long edge is easier to follow straight.
+BEND_WEIGHT = 8.0
 #: Between the points of a node where edges begin or end, at most.
 PORT_GAP = 16.0
 #: Down and up again, once each; more rounds hardly change a graph that people look at.
 ROUNDS = 8
+
+#: Begins the name of a bend; no node has it in its name.
+_BEND = "\0"
 
 Point = tuple[float, float]
 _Edge = tuple[str, str]
@@ -90,7 +95,7 @@ def _layers(
     widths: Mapping[str, float], edges: Sequence[_Edge], backward: set[_Edge]
 ) -> tuple[dict[_Edge, list[str]], list[list[str]], dict[str, float]]:
     """Return the chain of places that each edge goes through, the layers, and the room of each place."""
-    downward = {edge: edge[::-1] if edge in backward else edge for edge in edges}
+    downward = {(s, t): (t, s) if (s, t) in backward else (s, t) for s, t in edges}
     rank = _ranks(list(widths), list(downward.values()))
     layers: list[list[str]] = [[] for _ in range(max(rank.values(), default=-1) + 1)]
     room = dict(widths)
@@ -100,7 +105,7 @@ def _layers(
     for number, (edge, (upper, lower)) in enumerate(downward.items()):
         bends: list[str] = []
         for layer in range(rank[upper] + 1, rank[lower]):
-            bend = f"\0{number}:{layer}"
+            bend = f"{_BEND}{number}:{layer}"
             bends.append(bend)
             layers[layer].append(bend)
             room[bend] = BEND_WIDTH
@@ -144,7 +149,7 @@ def _order(layers: Sequence[list[str]], fixed: _Neighbours) -> None:
     for before, layer in pairwise(layers):
         places = {name: place for place, name in enumerate(before)}
         own = {name: float(place) for place, name in enumerate(layer)}
-        layer.sort(key=lambda name: _mean(fixed.get(name, ()), places.__getitem__, own[name]))  # noqa: B023
+        layer.sort(key=lambda name: _mean(fixed.get(name, ()), places.__getitem__, own[name]))
 
 
 def _mean(names: Sequence[str], value: Callable[[str], float], otherwise: float) -> float:
@@ -185,18 +190,22 @@ def _apart(
         previous = layer[len(offsets) - 1]
         step = (room[previous] + room[name]) / 2 + NODE_GAP
         offsets.append(offsets[-1] + step if offsets else 0.0)
-    pools: list[tuple[float, int]] = []
+    pools: list[tuple[float, float, int]] = []
     for name, offset in zip(layer, offsets, strict=True):
-        mean, count = wanted[name] - offset, 1
+        mean, weight, count = wanted[name] - offset, BEND_WEIGHT if _is_bend(name) else 1.0, 1
         while pools and pools[-1][0] > mean:
-            other, others = pools.pop()
-            mean = (mean * count + other * others) / (count + others)
-            count += others
-        pools.append((mean, count))
-    starts = [mean for mean, count in pools for _ in range(count)]
+            other, more, others = pools.pop()
+            mean = (mean * weight + other * more) / (weight + more)
+            weight, count = weight + more, count + others
+        pools.append((mean, weight, count))
+    starts = [mean for mean, _, count in pools for _ in range(count)]
     return {
         name: start + offset for name, start, offset in zip(layer, starts, offsets, strict=True)
     }
+
+
+def _is_bend(name: str) -> bool:
+    return name.startswith(_BEND)
 
 
 def _drawn(
@@ -226,7 +235,7 @@ def _drawn(
     return Layout(
         width=right - left,
         height=max(0.0, len(layers) * (NODE_HEIGHT + LAYER_GAP) - LAYER_GAP),
-        nodes={n: (x[n], top[n] + NODE_HEIGHT / 2) for n in x if not n.startswith("\0")},
+        nodes={n: (x[n], top[n] + NODE_HEIGHT / 2) for n in x if not _is_bend(n)},
         edges=edges,
     )
 

@@ -37,9 +37,7 @@ NOBODY: Final = "-"
 class Apply(Protocol):
     """Commits words for one run in the name of whoever writes, once however often it is sent."""
 
-    def __call__(
-        self, words: Sequence[Word], expects: Sequence[Expectation]
-    ) -> Awaitable[Answer]:
+    def __call__(self, words: Sequence[Word], expects: Sequence[Expectation]) -> Awaitable[Answer]:
         """Return the answer to a commit of these words."""
         ...
 

@@ -94,6 +94,7 @@ class Worker:
         self._sweep_now = asyncio.Event()
         self._timer_changed = asyncio.Event()
         self._finished_reads = 0
+        self._reclaim_is_due = False
         self._last_turn = fleet.clock.steady()
         self._crashed = False
         self._suspicious: dict[tuple[int, str], int] = {}
@@ -279,6 +280,10 @@ class Worker:
                 await self._processor.capacity.wait()
                 continue
             try:
+                if self._reclaim_is_due:
+                    # A full worker could take nothing over: the first places that get free are for it.
+                    await self._reclaim(self._heartbeat.work_was_returned)
+                    continue
                 consumer = self._consumer
                 arrivals = await consumer.read(free)
             except StoreRefused as error:
@@ -370,8 +375,10 @@ class Worker:
     async def _reclaim(self, returned: bool) -> None:
         may_bury = self._heartbeat.may_bury
         if not returned and not (may_bury and self._heartbeat.work_was_left):
+            self._reclaim_is_due = False
             return
         free = self._processor.free
+        self._reclaim_is_due = free == 0
         if free == 0:
             return
         arrivals = await self._consumer.reclaim(
