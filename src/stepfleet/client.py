@@ -335,7 +335,9 @@ class Connected:
             run_id,
             workflow=name,
             codec=self._reading_codec(plan),
-            routing=_AnnouncedRouting(self, run_id, name) if plan is None else _PlannedRouting(plan),
+            routing=_AnnouncedRouting(self, run_id, name)
+            if plan is None
+            else _PlannedRouting(plan),
             state_type=plan.graph.state_type if plan is not None else None,
             started=started,
         )

@@ -977,8 +977,8 @@ def test_a_reader_that_is_not_generic_names_the_type_and_the_cure(codec: Codec) 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
     try:
-        raise error from cause  # noqa: TRY301  only for its traceback
-    except BaseException as caught:  # noqa: BLE001  any error is what is tested
+        raise error from cause
+    except BaseException as caught:
         return caught
 
 

@@ -550,7 +550,9 @@ class Processor:
         )
         if route is None:
             # Newer code has this step. The alarm stays pending, and leaves with this process.
-            logger.warning("run_id=%s step=%s: this code has no such step", alarm.run_id, alarm.step)
+            logger.warning(
+                "run_id=%s step=%s: this code has no such step", alarm.run_id, alarm.step
+            )
             return
         fence = EntryFence(alarm.route, alarm.entry, "")
 
