@@ -21,8 +21,6 @@ NODE_GAP = 28.0
 LAYER_GAP = 46.0
 #: Room that a bend takes in its layer.
 BEND_WIDTH = 12.0
-#: How much more a bend than a node stays where it wants to be: a long edge is easier to follow straight.
-BEND_WEIGHT = 8.0
 #: Between the points of a node where edges begin or end, at most.
 PORT_GAP = 16.0
 #: Down and up again, once each; more rounds hardly change a graph that people look at.
@@ -190,22 +188,18 @@ def _apart(
         previous = layer[len(offsets) - 1]
         step = (room[previous] + room[name]) / 2 + NODE_GAP
         offsets.append(offsets[-1] + step if offsets else 0.0)
-    pools: list[tuple[float, float, int]] = []
+    pools: list[tuple[float, int]] = []
     for name, offset in zip(layer, offsets, strict=True):
-        mean, weight, count = wanted[name] - offset, BEND_WEIGHT if _is_bend(name) else 1.0, 1
+        mean, count = wanted[name] - offset, 1
         while pools and pools[-1][0] > mean:
-            other, more, others = pools.pop()
-            mean = (mean * weight + other * more) / (weight + more)
-            weight, count = weight + more, count + others
-        pools.append((mean, weight, count))
-    starts = [mean for mean, _, count in pools for _ in range(count)]
+            other, others = pools.pop()
+            mean = (mean * count + other * others) / (count + others)
+            count += others
+        pools.append((mean, count))
+    starts = [mean for mean, count in pools for _ in range(count)]
     return {
         name: start + offset for name, start, offset in zip(layer, starts, offsets, strict=True)
     }
-
-
-def _is_bend(name: str) -> bool:
-    return name.startswith(_BEND)
 
 
 def _drawn(
@@ -235,7 +229,7 @@ def _drawn(
     return Layout(
         width=right - left,
         height=max(0.0, len(layers) * (NODE_HEIGHT + LAYER_GAP) - LAYER_GAP),
-        nodes={n: (x[n], top[n] + NODE_HEIGHT / 2) for n in x if not _is_bend(n)},
+        nodes={n: (x[n], top[n] + NODE_HEIGHT / 2) for n in x if not n.startswith(_BEND)},
         edges=edges,
     )
 
