@@ -8,9 +8,9 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PydanticUserError
+from pydantic import BaseModel, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 
 from stepfleet.events import Event, HumanResponseEvent, InputRequiredEvent
@@ -96,6 +96,7 @@ class WorkflowGenericNode(WorkflowNodeBase):
         return not set(type_names).isdisjoint(self.event_types or ())
 
 
+# A generic node fits everything: it stands last, so that pydantic takes another one where both fit.
 WorkflowGraphNode = (
     WorkflowStepNode
     | WorkflowEventNode
@@ -119,8 +120,7 @@ class WorkflowGraph(BaseModel):
 
     #: Name of the workflow's class.
     name: str
-    # From left to right: a generic node fits everything, so it has to be tried last.
-    nodes: list[Annotated[WorkflowGraphNode, Field(union_mode="left_to_right")]]
+    nodes: list[WorkflowGraphNode]
     edges: list[WorkflowGraphEdge]
     #: Docstring of the workflow's class.
     description: str | None = None

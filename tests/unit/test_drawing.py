@@ -200,6 +200,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 
     assert "script" not in Page(text).tags
     assert Hostile.__name__ in labels(text)
+    assert not re.search(r"[<>]", re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)[-1])
 
 
 def test_the_page_has_a_name_of_its_own_in_the_current_folder(
@@ -295,6 +296,19 @@ def test_two_chains_that_are_listed_crosswise_do_not_cross() -> None:
     x = {name: place[0] for name, place in layout.nodes.items()}
 
     assert (x["a"] < x["b"]) == (x["d"] < x["c"]) == (x["f"] < x["e"])
+
+
+def test_edges_do_not_cross_at_the_node_that_they_share() -> None:
+    layout = laid_out("ad", "bd", "cd", "de", "df", "dg")
+    x = {name: place[0] for name, place in layout.nodes.items()}
+
+    entering = sorted("abc", key=lambda name: layout.edges[name, "d"][-1][0])
+    leaving = sorted("gfe", key=lambda name: layout.edges["d", name][0][0])
+    assert entering == sorted("abc", key=x.__getitem__)
+    assert leaving == sorted("gfe", key=x.__getitem__)
+    swapped = layered(dict.fromkeys("dba", 40.0), [("a", "d"), ("b", "d")])
+    assert swapped.nodes["b"][0] < swapped.nodes["a"][0]
+    assert swapped.edges["b", "d"][-1][0] < swapped.edges["a", "d"][-1][0]
 
 
 def test_everything_is_inside_of_the_drawing() -> None:

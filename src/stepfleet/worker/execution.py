@@ -112,6 +112,8 @@ class Execution:
         self.writes = 0
         self._flush_soon = flush_soon
         self._journal: list[Any] = []
+        #: How far a replay has come in the journal of the delivery.
+        self._position = 0
         self._inbox = list(known.inbox)
         self._claimed: list[bytes] = []
         self._effects: list[Effect] = []
@@ -301,8 +303,6 @@ class Execution:
             if journal[position][:2] == [kind, name]:
                 self._position = position + 1
                 return
-
-    _position = 0
 
     def _decoded(self, data: bytes) -> Event:
         buffered = decode_buffered(data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
@@ -362,7 +363,7 @@ class Processor:
             token=token,
             known=known,
             rerun=rerun,
-            flush_soon=self._flusher(held),
+            flush_soon=self._flusher(),
             store=StateStore(port, plan.graph.state_type),
         )
         return execution
@@ -437,20 +438,14 @@ class Processor:
 
     # -- effects -----------------------------------------------------------------------------------
 
-    def _flusher(self, held: Held) -> Callable[[Execution], None]:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    def _flusher(self) -> Callable[[Execution], None]:
+        """Return what lets effects go out in the next turn of the loop, also from a step's thread."""
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
         def flush_soon(execution: Execution) -> None:
-            try:
-                inside = asyncio.current_task() is not None and asyncio.get_running_loop() is loop
-            except RuntimeError:
-                inside = False
-            if inside:
-                loop.call_soon(self._flush, execution)
-            else:
-                loop.call_soon_threadsafe(self._flush, execution)
+            inside = threading.get_ident() == thread
+            (loop.call_soon if inside else loop.call_soon_threadsafe)(self._flush, execution)
 
-        del task
         return flush_soon
 
     def _flush(self, execution: Execution) -> None:
