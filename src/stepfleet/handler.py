@@ -95,14 +95,14 @@ class WorkflowHandler:
         return self._run.last_sequence
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Wait for the end and return the result.
+        """Wait for the end and return the result; waits on while Redis is away.
 
         Raises:
             Exception: the error of the step that failed, as its own class where that is known here.
-            WorkflowTimeoutError: the run's deadline passed; the message says what it was waiting
-            for. WorkflowCancelledByUser: it was cancelled.
+            WorkflowTimeoutError: the deadline passed; the message says what the run waited for.
+            WorkflowCancelledByUser: it was cancelled.
             RunNotFound: no such run, or its retention has passed.
-            ConnectionLost: Redis is away.
+            ConnectionLost: the client was closed before the end.
         """
         return self._run.result().__await__()
 

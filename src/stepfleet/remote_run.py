@@ -15,6 +15,7 @@ from stepfleet.core import endings
 from stepfleet.core.commit import Answer, Commit, Emit, Expectation, OperationFence, Route, Word
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.errors import (
+    ConnectionLost,
     RunFailed,
     RunNotFound,
     WorkflowCancelledByUser,
@@ -136,7 +137,14 @@ class RemoteRun:
             if self._end is None or _failed(self._end):
                 self._end = self._services.spawn(self._services.ended(self.run_id))
                 self._end.add_done_callback(_seen)
-            record = await asyncio.shield(self._end)
+            try:
+                record = await asyncio.shield(self._end)
+            except asyncio.CancelledError:
+                if not self._end.cancelled():
+                    raise  # whoever awaits was cancelled
+                raise ConnectionLost(
+                    f"the client was closed before run {self.run_id} ended"
+                ) from None
             self._record = record
         return record
 
