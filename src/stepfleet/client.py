@@ -1,49 +1,25 @@
-"""`Client`: starts runs, attaches to them, and is a `Runtime`. One client serves thousands of handlers.
-
-It has three connections: commits (batched), reads, and one that waits for ends and public events.
-"""
+"""`Client`: starts runs, attaches to them, and is a `Runtime`. One client serves thousands of handlers."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 import re
 import secrets
 import string
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Final, NamedTuple, Self
 
-from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.connected import Before, Connected
 from stepfleet.context import Context
-from stepfleet.core import endings
-from stepfleet.core.commit import Route
-from stepfleet.core.plan import SYSTEM, Plan, routes_of, type_name
-from stepfleet.errors import (
-    DefinitionError,
-    RunConflictError,
-    StoreError,
-    WorkflowRuntimeError,
-)
-from stepfleet.events import Event, StartEvent
+from stepfleet.errors import RunConflictError
+from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
-from stepfleet.planning import arguments_digest, cluster_name, make_plan
-from stepfleet.remote_run import RemoteRun, not_found, values_to_write
-from stepfleet.storage.committer import Committer
+from stepfleet.remote_run import RemoteRun
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import Definition, RunReader, RunRecord
-from stepfleet.storage.run_store import RunStore
-from stepfleet.storage.watcher import RECHECK, Watcher
-from stepfleet.workflow import Workflow, options_of
-
-T = TypeVar("T")
-
-logger = logging.getLogger("stepfleet.client")
+from stepfleet.workflow import Workflow
 
 #: Seconds that a caller waits for a Redis that does not answer.
 PATIENCE: Final = 5.0
-#: Seconds for which what workers announced is believed.
-FRESH: Final = 5.0
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 #: What the fleet itself makes of one: ids of child runs and of continuations have parts behind `~`.
@@ -76,382 +52,6 @@ def check_run_id(run_id: str) -> str:
             f"run_id {str(run_id)[:140]!r} is not 1 to 128 characters of A-Z a-z 0-9 _ . -"
         )
     return run_id
-
-
-class Before(NamedTuple):
-    """The state that a run begins with: that of an earlier run, or values of the caller."""
-
-    run_id: str | None = None
-    values: Mapping[str, Any] = {}
-
-
-class _Target(NamedTuple):
-    """A workflow as a caller named it."""
-
-    name: str
-    #: None: only the name is known.
-    plan: Plan | None
-    instance: Workflow | None
-    timeout_ms: int | None
-
-
-class Connected:
-    """The working part of a client: connections and tasks of one event loop."""
-
-    def __init__(
-        self, fleet: Fleet, *, types: Iterable[type] = (), patience: float | None = PATIENCE
-    ) -> None:
-        self.fleet = fleet
-        self.codec = Codec(
-            TypeRegistry(types, open=fleet.open_types), limits=fleet.limits, generic=True
-        )
-        self._types = tuple(types)
-        self._calls = fleet.link("client")
-        self._reads = fleet.link("client-reads")
-        store = RunStore(self._calls, fleet.keys, consumer="client", bounds=fleet.bounds)
-        self.committer = Committer(store, patience=patience)
-        self.reader = RunReader(self._reads, fleet.keys)
-        self.watcher = Watcher(
-            fleet.link("client-watch"), self.reader, fleet.keys, on_end=self._told
-        )
-        self._waiting: dict[str, asyncio.Future[RunRecord]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._plans: dict[tuple[Any, str], Plan] = {}
-        self._definitions: dict[str, tuple[float, dict[str, Definition]]] = {}
-        self._served: tuple[float, set[str]] = (-FRESH, set())
-        self.spawn(self.committer.run())
-        self.spawn(self._recheck())
-
-    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run something beside the callers, until it ends or the client is closed."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def close(self) -> None:
-        """Stop the tasks and close the connections."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.watcher.close()
-        await self._calls.close()
-        await self._reads.close()
-
-    # -- starting ----------------------------------------------------------------------------------
-
-    def target(
-        self, workflow: Workflow | type[Workflow] | str, *, name: str | None = None
-    ) -> _Target:
-        """Return a workflow as the fleet knows it."""
-        if isinstance(workflow, str):
-            return _Target(type_name(workflow), None, None, None)
-        key = name or cluster_name(workflow)
-        plan = self.plan(workflow, key)
-        if isinstance(workflow, type):
-            return _Target(key, plan, None, None)
-        timeout = options_of(workflow).timeout
-        return _Target(key, plan, workflow, -1 if timeout is None else int(timeout * 1000))
-
-    def plan(self, workflow: Workflow | type[Workflow], key: str) -> Plan:
-        """Return the plan of a workflow under a name; it is made once."""
-        cls = workflow if isinstance(workflow, type) else type(workflow)
-        plan = self._plans.get((cls, key))
-        if plan is None:
-            plan = self._plans[cls, key] = make_plan(
-                workflow, key, limits=self.fleet.limits, open_types=self.fleet.open_types
-            )
-        return plan
-
-    async def record(
-        self,
-        target: _Target,
-        event: StartEvent | None,
-        fields: Mapping[str, Any],
-        run_id: str,
-        *,
-        before: Before,
-        once: bool,
-    ) -> None:
-        """Record a run; with `once`, a second start under its id is refused even with the same arguments.
-
-        Raises:
-            RunConflictError: the id belongs to a run with other arguments.
-            DefinitionError: nothing is known of the workflow, or its workers run another instance.
-            EncodeError, StoreError: the event cannot travel; Redis does not take it.
-        """
-        definition = await self._definition(target)
-        if target.plan is not None and event is not None:
-            type_id, payload = target.plan.codec.encode_event(event)
-            routes: Sequence[Route] = target.plan.accepted_by(type(event))
-            timeout_ms = target.timeout_ms
-            if definition is not None:
-                routes = definition.routes.get(type_name(type_id), routes)
-                self._same_instance(target, definition)
-                timeout_ms = definition.timeout_ms if timeout_ms is None else timeout_ms
-            elif timeout_ms is None:
-                timeout_ms = 45_000
-        else:
-            if definition is None:
-                raise await self._unknown_workflow(target.name)
-            type_id, payload = self._by_name(definition, event, fields)
-            routes, timeout_ms = (
-                definition.routes.get(type_name(type_id), ()),
-                definition.timeout_ms,
-            )
-        if not routes:
-            raise WorkflowRuntimeError(
-                f"no step of workflow {target.name} accepts a {type_id} as its start event"
-            )
-        values = await self._initial_values(before, target)
-        nonce = secrets.token_hex(8) if once else ""
-        digest = hashlib.blake2b(
-            f"{target.name}\0{type_id}\0{nonce}".encode() + payload, digest_size=16
-        ).hexdigest()
-        commit = endings.start(
-            run_id,
-            routes,
-            type_id=type_id,
-            payload=payload,
-            digest=digest,
-            timeout_ms=None if timeout_ms == -1 else timeout_ms,
-            values=values,
-        )
-        answer = await self.committer.commit(commit)
-        if answer.word == "exists":
-            raise RunConflictError(
-                f"run {run_id} exists and was started with other arguments: choose another run_id, "
-                "or attach to it with client.handler()"
-            )
-        if answer.word != "applied":
-            raise WorkflowRuntimeError(
-                f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
-            )
-
-    def _same_instance(self, target: _Target, definition: Definition) -> None:
-        if target.instance is None or target.plan is None:
-            return
-        mine = arguments_digest(target.instance, target.plan.codec)
-        if mine and "?" not in (mine, definition.arguments) and mine != definition.arguments:
-            raise DefinitionError(
-                f"{target.name} was constructed here with other arguments than on its workers, "
-                "where its steps run: pass them in the start event or the store, "
-                "or start workers with this instance as their TARGET"
-            )
-
-    def _by_name(
-        self, definition: Definition, event: StartEvent | None, fields: Mapping[str, Any]
-    ) -> tuple[str, bytes]:
-        if event is not None:
-            return self.codec.encode_event(event)
-        return definition.start, self.codec.encode_fields(
-            fields, where=f"start event {definition.start}"
-        )
-
-    async def _initial_values(self, before: Before, target: _Target) -> dict[str, bytes]:
-        if before.run_id is None:
-            codec = target.plan.codec if target.plan is not None else self.codec
-            return values_to_write(before.values, codec)
-        rows = await self._reads.call("HGETALL", self.fleet.keys.store(before.run_id))
-        return {
-            name.decode(): data.partition(b":")[2]
-            for name, data in zip(rows[::2], rows[1::2], strict=True)
-        }
-
-    async def _definition(self, target: _Target) -> Definition | None:
-        """Return what live workers announced last."""
-        if self.fleet.open_types:
-            return None
-        now = self.fleet.clock.steady()
-        known = self._definitions.get(target.name)
-        if known is None or now - known[0] > FRESH or not known[1]:
-            known = self._definitions[target.name] = (
-                now,
-                await self.reader.definitions(target.name),
-            )
-        announced = known[1]
-        if not announced:
-            return None
-        live = {
-            digest
-            for worker in (await self._workers()).values()
-            for digest in [worker.get("workflows", {}).get(target.name)]
-            if digest
-        }
-        candidates = [definition for digest, definition in announced.items() if digest in live]
-        return (candidates or list(announced.values()))[-1]
-
-    async def _workers(self) -> dict[str, dict[str, Any]]:
-        now = self.fleet.clock.steady()
-        if now - self._seen_workers[0] > FRESH:
-            self._seen_workers = (now, await self.reader.workers())
-        return self._seen_workers[1]
-
-    _seen_workers: tuple[float, dict[str, dict[str, Any]]] = (-1e9, {})
-
-    async def warn_unless_served(self, target: _Target, run_id: str) -> None:
-        """Log when no live worker serves the workflow."""
-        if self.fleet.open_types:
-            return
-        try:
-            workers = await self._workers()
-        except StoreError:
-            return  # the run is recorded: a warning is not worth an error
-        if not any(target.name in worker.get("workflows", {}) for worker in workers.values()):
-            self._seen_workers = (-1e9, {})
-            logger.warning(
-                "no live worker serves this workflow, the run waits for one: "
-                "workflow=%s run_id=%s namespace=%s",
-                target.name,
-                run_id,
-                self.fleet.keys.namespace,
-            )
-
-    async def _unknown_workflow(self, name: str) -> DefinitionError:
-        known = sorted(
-            {
-                flow
-                for worker in (await self._workers()).values()
-                for flow in worker.get("workflows", {})
-            }
-        )
-        served = f"live workers serve: {', '.join(known)}" if known else "no worker is live"
-        return DefinitionError(
-            f"no worker has announced a workflow {name!r} in namespace "
-            f"{self.fleet.keys.namespace!r} ({served}); "
-            "start a workflow-worker for it, or pass the workflow's class"
-        )
-
-    # -- runs --------------------------------------------------------------------------------------
-
-    def run(
-        self, run_id: str, target: _Target | None, started: Coroutine[Any, Any, None] | None = None
-    ) -> RemoteRun:
-        """Return a run that was started or is attached to."""
-        plan = target.plan if target is not None else None
-        name = target.name if target is not None else ""
-        return RemoteRun(
-            self,
-            run_id,
-            workflow=name,
-            codec=self._reading_codec(plan),
-            routing=_AnnouncedRouting(self, run_id, name)
-            if plan is None
-            else _PlannedRouting(plan),
-            state_type=plan.graph.state_type if plan is not None else None,
-            started=started,
-        )
-
-    def _reading_codec(self, plan: Plan | None) -> Codec:
-        if plan is None:
-            return self.codec
-        if self._types:
-            plan.add_types(self._types)
-        return plan.reading_codec
-
-    async def routes(
-        self, run_id: str, name: str, type_id: str, step: str | None
-    ) -> Sequence[Route]:
-        """Return the streams of an event type, as the run's workers announced them.
-
-        Raises:
-            WorkflowRuntimeError: the step does not accept the type.
-        """
-        if not name:
-            record = (await self.reader.runs([run_id]))[0]
-            if record is None:
-                raise not_found(run_id)
-            name = record.workflow
-        definition = await self._definition(_Target(name, None, None, None))
-        if definition is None:
-            raise await self._unknown_workflow(name)
-        routes = definition.routes.get(type_name(type_id), ())
-        if step is None:
-            return routes or (Route(name, SYSTEM, ""),)
-        targeted = [route for route in routes if route.step == step]
-        if not targeted:
-            raise WorkflowRuntimeError(f"Step {step} does not exist or does not accept a {type_id}")
-        return targeted
-
-    async def ended(self, run_id: str) -> RunRecord:
-        """Wait for the end of a run and return its record.
-
-        Raises:
-            RunNotFound: no such run.
-        """
-        future = self._waiting.get(run_id)
-        if future is None:
-            await self.watcher.ready()
-            future = self._waiting.get(run_id)
-        if future is None:
-            future = self._waiting[run_id] = asyncio.get_running_loop().create_future()
-            self.spawn(self._look([run_id]))
-        return await asyncio.shield(future)
-
-    def _told(self, run_ids: list[str]) -> None:
-        awaited = [run_id for run_id in run_ids if run_id in self._waiting]
-        if awaited:
-            self.spawn(self._look(awaited))
-
-    async def _look(self, run_ids: Sequence[str]) -> None:
-        try:
-            records = await self.reader.runs(run_ids)
-        except StoreError as error:
-            logger.debug("a look at awaited runs failed, the next one is due: error=%s", error)
-            return
-        for run_id, record in zip(run_ids, records, strict=True):
-            future = self._waiting.get(run_id)
-            if future is None or (record is not None and record.status == "running"):
-                continue
-            del self._waiting[run_id]
-            if future.done():
-                continue
-            if record is None:
-                future.set_exception(not_found(run_id))
-                future.exception()
-            else:
-                future.set_result(record)
-
-    async def _recheck(self) -> None:
-        """Look at awaited runs now and then: an announcement may be lost with a connection or trimmed."""
-        while True:
-            await asyncio.sleep(RECHECK)
-            for run_id in [
-                run_id for run_id, future in self._waiting.items() if future.cancelled()
-            ]:
-                del self._waiting[run_id]
-            waiting = list(self._waiting)
-            for first in range(0, len(waiting), 500):
-                await self._look(waiting[first : first + 500])
-
-
-class _PlannedRouting:
-    """Where events go, as the workflow's class says."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def encode(self, event: Event, step: str | None) -> tuple[str, bytes]:
-        routes_of(self._plan, event, step)
-        return self._plan.codec.encode_event(event)
-
-    async def routes(self, event: Event, type_id: str, step: str | None) -> Sequence[Route]:
-        return routes_of(self._plan, event, step)
-
-
-class _AnnouncedRouting:
-    """Where events go, as workers announced it."""
-
-    def __init__(self, connected: Connected, run_id: str, workflow: str) -> None:
-        self._connected = connected
-        self._run_id = run_id
-        self._workflow = workflow
-
-    def encode(self, event: Event, step: str | None) -> tuple[str, bytes]:
-        return self._connected.codec.encode_event(event)
-
-    async def routes(self, event: Event, type_id: str, step: str | None) -> Sequence[Route]:
-        return await self._connected.routes(self._run_id, self._workflow, type_id, step)
 
 
 class Client:
@@ -518,7 +118,7 @@ class Client:
         event = _start_event(workflow, start_event, fields)
         name = check_run_id(run_id) if run_id is not None else new_run_id()
         await connected.record(target, event, fields, name, before=Before(), once=False)
-        await connected.warn_unless_served(target, name)
+        await connected.announced.warn_unless_served(target.name, name)
         return _handler(connected.run(name, target))
 
     async def start_many(
@@ -543,7 +143,7 @@ class Client:
             runs.append(connected.run(name, target))
         await asyncio.gather(*recording)
         if runs:
-            await connected.warn_unless_served(target, runs[0].run_id)
+            await connected.announced.warn_unless_served(target.name, runs[0].run_id)
         return [_handler(run) for run in runs]
 
     def handler(
@@ -585,7 +185,7 @@ class Client:
                 raise RuntimeError(
                     f"Workflow run with run_id '{identity}' already exists."
                 ) from error
-            await connected.warn_unless_served(target, identity)
+            await connected.announced.warn_unless_served(target.name, identity)
 
         run = connected.run(identity, target, record())
         context.attach(run)

@@ -344,7 +344,7 @@ async def test_whoever_still_awaits_a_run_of_a_closed_client_is_told(fleet: Plac
     async with fleet.new_client() as client:
         handler = await client.start(Add(timeout=None), run_id="left", n=1)
         awaiting = asyncio.ensure_future(handler)
-        await eventually(lambda: "left" in client.connection()._waiting, 5.0)
+        await eventually(lambda: "left" in client.connection().awaited.runs, 5.0)
     with pytest.raises(ConnectionLost, match="the client was closed before run left ended"):
         await awaiting
     await fleet.serve(Add)
@@ -355,7 +355,7 @@ async def test_a_thousand_handlers_share_a_handful_of_connections(fleet: Place) 
     async with fleet.new_client() as client:
         handlers = await client.start_many(Add, [{"n": n} for n in range(1_000)])
         awaiting = [asyncio.ensure_future(handler) for handler in handlers]
-        await eventually(lambda: len(client.connection()._waiting) == 1_000, 10.0)
+        await eventually(lambda: len(client.connection().awaited.runs) == 1_000, 10.0)
         listed = await client.connection().reader.link.call("CLIENT", "LIST")
         assert listed.count(b"name=stepfleet-client") <= 2 * 4  # the test has a client of its own
         await fleet.serve(Add)

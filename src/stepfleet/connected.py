@@ -1,0 +1,243 @@
+"""The working part of a client: its connections, and how a run is recorded.
+
+It has three connections: commits (batched), reads, and one that waits for ends and public events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from stepfleet.announced import Announced, AnnouncedRouting, PlannedRouting
+from stepfleet.awaited import Awaited
+from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.core import endings
+from stepfleet.core.commit import Route
+from stepfleet.core.plan import Plan, type_name
+from stepfleet.errors import DefinitionError, RunConflictError, WorkflowRuntimeError
+from stepfleet.events import StartEvent
+from stepfleet.planning import arguments_digest, cluster_name, make_plan
+from stepfleet.remote_run import RemoteRun, values_to_write
+from stepfleet.storage.committer import Committer
+from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.reader import Definition, RunReader, RunRecord
+from stepfleet.storage.run_store import RunStore
+from stepfleet.storage.watcher import Watcher
+from stepfleet.workflow import Workflow, options_of
+
+T = TypeVar("T")
+
+
+class Before(NamedTuple):
+    """The state that a run begins with: that of an earlier run, or values of the caller."""
+
+    run_id: str | None = None
+    values: Mapping[str, Any] = {}
+
+
+class Target(NamedTuple):
+    """A workflow as a caller named it."""
+
+    name: str
+    #: None: only the name is known.
+    plan: Plan | None
+    instance: Workflow | None
+    timeout_ms: int | None
+
+
+class Connected:
+    """The working part of a client: connections and tasks of one event loop."""
+
+    def __init__(self, fleet: Fleet, *, types: Iterable[type], patience: float | None) -> None:
+        self.fleet = fleet
+        self.codec = Codec(
+            TypeRegistry(types, open=fleet.open_types), limits=fleet.limits, generic=True
+        )
+        self._types = tuple(types)
+        self._calls = fleet.link("client")
+        self._reads = fleet.link("client-reads")
+        store = RunStore(self._calls, fleet.keys, consumer="client", bounds=fleet.bounds)
+        self.committer = Committer(store, patience=patience)
+        self.reader = RunReader(self._reads, fleet.keys)
+        self.announced = Announced(fleet, self.reader)
+        self.awaited = Awaited(self.reader, self.spawn)
+        self.watcher = Watcher(
+            fleet.link("client-watch"), self.reader, fleet.keys, on_end=self.awaited.told
+        )
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._plans: dict[tuple[Any, str], Plan] = {}
+        self.spawn(self.committer.run())
+        self.spawn(self.awaited.recheck())
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something beside the callers, until it ends or the client is closed."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Stop the tasks and close the connections."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.watcher.close()
+        await self._calls.close()
+        await self._reads.close()
+
+    # -- starting ----------------------------------------------------------------------------------
+
+    def target(
+        self, workflow: Workflow | type[Workflow] | str, *, name: str | None = None
+    ) -> Target:
+        """Return a workflow as the fleet knows it."""
+        if isinstance(workflow, str):
+            return Target(type_name(workflow), None, None, None)
+        key = name or cluster_name(workflow)
+        plan = self.plan(workflow, key)
+        if isinstance(workflow, type):
+            return Target(key, plan, None, None)
+        timeout = options_of(workflow).timeout
+        return Target(key, plan, workflow, -1 if timeout is None else int(timeout * 1000))
+
+    def plan(self, workflow: Workflow | type[Workflow], key: str) -> Plan:
+        """Return the plan of a workflow under a name; it is made once."""
+        cls = workflow if isinstance(workflow, type) else type(workflow)
+        plan = self._plans.get((cls, key))
+        if plan is None:
+            plan = self._plans[cls, key] = make_plan(
+                workflow, key, limits=self.fleet.limits, open_types=self.fleet.open_types
+            )
+        return plan
+
+    async def record(
+        self,
+        target: Target,
+        event: StartEvent | None,
+        fields: Mapping[str, Any],
+        run_id: str,
+        *,
+        before: Before,
+        once: bool,
+    ) -> None:
+        """Record a run; with `once`, a second start under its id is refused even with the same arguments.
+
+        Raises:
+            RunConflictError: the id belongs to a run with other arguments.
+            DefinitionError: nothing is known of the workflow, or its workers run another instance.
+            EncodeError, StoreError: the event cannot travel; Redis does not take it.
+        """
+        definition = await self.announced.definition(target.name)
+        if target.plan is not None and event is not None:
+            type_id, payload = target.plan.codec.encode_event(event)
+            routes: Sequence[Route] = target.plan.accepted_by(type(event))
+            timeout_ms = target.timeout_ms
+            if definition is not None:
+                routes = definition.routes.get(type_name(type_id), routes)
+                self._same_instance(target, definition)
+                timeout_ms = definition.timeout_ms if timeout_ms is None else timeout_ms
+            elif timeout_ms is None:
+                timeout_ms = 45_000
+        else:
+            if definition is None:
+                raise await self.announced.unknown(target.name)
+            type_id, payload = self._by_name(definition, event, fields)
+            routes, timeout_ms = (
+                definition.routes.get(type_name(type_id), ()),
+                definition.timeout_ms,
+            )
+        if not routes:
+            raise WorkflowRuntimeError(
+                f"no step of workflow {target.name} accepts a {type_id} as its start event"
+            )
+        values = await self._initial_values(before, target)
+        nonce = secrets.token_hex(8) if once else ""
+        digest = hashlib.blake2b(
+            f"{target.name}\0{type_id}\0{nonce}".encode() + payload, digest_size=16
+        ).hexdigest()
+        commit = endings.start(
+            run_id,
+            routes,
+            type_id=type_id,
+            payload=payload,
+            digest=digest,
+            timeout_ms=None if timeout_ms == -1 else timeout_ms,
+            values=values,
+        )
+        answer = await self.committer.commit(commit)
+        if answer.word == "exists":
+            raise RunConflictError(
+                f"run {run_id} exists and was started with other arguments: choose another run_id, "
+                "or attach to it with client.handler()"
+            )
+        if answer.word != "applied":
+            raise WorkflowRuntimeError(
+                f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
+            )
+
+    def _same_instance(self, target: Target, definition: Definition) -> None:
+        if target.instance is None or target.plan is None:
+            return
+        mine = arguments_digest(target.instance, target.plan.codec)
+        if mine and "?" not in (mine, definition.arguments) and mine != definition.arguments:
+            raise DefinitionError(
+                f"{target.name} was constructed here with other arguments than on its workers, "
+                "where its steps run: pass them in the start event or the store, "
+                "or start workers with this instance as their TARGET"
+            )
+
+    def _by_name(
+        self, definition: Definition, event: StartEvent | None, fields: Mapping[str, Any]
+    ) -> tuple[str, bytes]:
+        if event is not None:
+            return self.codec.encode_event(event)
+        return definition.start, self.codec.encode_fields(
+            fields, where=f"start event {definition.start}"
+        )
+
+    async def _initial_values(self, before: Before, target: Target) -> dict[str, bytes]:
+        if before.run_id is None:
+            codec = target.plan.codec if target.plan is not None else self.codec
+            return values_to_write(before.values, codec)
+        rows = await self._reads.call("HGETALL", self.fleet.keys.store(before.run_id))
+        return {
+            name.decode(): data.partition(b":")[2]
+            for name, data in zip(rows[::2], rows[1::2], strict=True)
+        }
+
+    def run(
+        self, run_id: str, target: Target | None, started: Coroutine[Any, Any, None] | None = None
+    ) -> RemoteRun:
+        """Return a run that was started or is attached to."""
+        plan = target.plan if target is not None else None
+        name = target.name if target is not None else ""
+        return RemoteRun(
+            self,
+            run_id,
+            workflow=name,
+            codec=self._reading_codec(plan),
+            routing=AnnouncedRouting(self.announced, self.codec, run_id, name)
+            if plan is None
+            else PlannedRouting(plan),
+            state_type=plan.graph.state_type if plan is not None else None,
+            started=started,
+        )
+
+    def _reading_codec(self, plan: Plan | None) -> Codec:
+        if plan is None:
+            return self.codec
+        if self._types:
+            plan.add_types(self._types)
+        return plan.reading_codec
+
+    async def ended(self, run_id: str) -> RunRecord:
+        """Wait for the end of a run and return its record.
+
+        Raises:
+            RunNotFound: no such run.
+        """
+        await self.watcher.ready()
+        return await self.awaited.end_of(run_id)
