@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import string
 from collections.abc import Coroutine, Iterable, Mapping
+from random import Random
 from typing import Any, Final, NamedTuple, Self
 
 from stepfleet.connected import Before, Connected
@@ -36,9 +36,9 @@ class Start(NamedTuple):
     fields: Mapping[str, Any] = {}
 
 
-def new_run_id() -> str:
+def new_run_id(random: Random) -> str:
     """Return a random run id."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(16))
+    return "".join(random.choice(_ALPHABET) for _ in range(16))
 
 
 def check_run_id(run_id: str) -> str:
@@ -116,7 +116,7 @@ class Client:
         connected = self.connection()
         target = connected.target(workflow)
         event = _start_event(workflow, start_event, fields)
-        name = check_run_id(run_id) if run_id is not None else new_run_id()
+        name = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
         await connected.record(target, event, fields, name, before=Before(), once=False)
         await connected.announced.warn_unless_served(target.name, name)
         return _handler(connected.run(name, target))
@@ -136,7 +136,11 @@ class Client:
         for one in starts:
             start = one if isinstance(one, Start) else Start(fields=one)
             event = _start_event(workflow, start.start_event, dict(start.fields))
-            name = check_run_id(start.run_id) if start.run_id is not None else new_run_id()
+            name = (
+                check_run_id(start.run_id)
+                if start.run_id is not None
+                else new_run_id(self._fleet.random)
+            )
             recording.append(
                 connected.record(target, event, start.fields, name, before=Before(), once=False)
             )
@@ -172,7 +176,7 @@ class Client:
         """Start a run without waiting for Redis; what goes wrong is raised where the handler is awaited."""
         connected = self.connection()
         target = connected.target(workflow, name=name)
-        identity = check_run_id(run_id) if run_id is not None else new_run_id()
+        identity = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
         context: Context[Any] = ctx if ctx is not None else Context(workflow)
         context.refuse_if_running()
         earlier = context.previous_run

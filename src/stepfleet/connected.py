@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,7 +59,7 @@ class Connected:
         self._calls = fleet.link("client")
         self._reads = fleet.link("client-reads")
         store = RunStore(self._calls, fleet.keys, consumer="client", bounds=fleet.bounds)
-        self.committer = Committer(store, patience=patience)
+        self.committer = Committer(store, patience=patience, random=fleet.random)
         self.reader = RunReader(self._reads, fleet.keys)
         self.announced = Announced(fleet, self.reader)
         self.awaited = Awaited(self.reader, self.spawn)
@@ -154,7 +153,7 @@ class Connected:
                 f"no step of workflow {target.name} accepts a {type_id} as its start event"
             )
         values = await self._initial_values(before, target)
-        nonce = secrets.token_hex(8) if once else ""
+        nonce = self.fleet.token() if once else ""
         digest = hashlib.blake2b(
             f"{target.name}\0{type_id}\0{nonce}".encode() + payload, digest_size=16
         ).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -277,12 +276,12 @@ class RemoteRun:
         """Send an event into the run, once however often it is tried."""
         type_id, payload = self._routing.encode(event, step)
         await self._after(self._sending)
-        await self._send(event, type_id, payload, step, secrets.token_urlsafe(12))
+        await self._send(event, type_id, payload, step, self._services.fleet.token())
 
     def send_soon(self, event: Event, step: str | None) -> None:
         """Send an event behind those sent before, without waiting."""
         type_id, payload = self._routing.encode(event, step)
-        operation, before = secrets.token_urlsafe(12), self._sending
+        operation, before = self._services.fleet.token(), self._sending
 
         async def in_turn() -> None:
             try:
@@ -369,7 +368,7 @@ class RemoteRun:
 
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
             await self.started()
-            return await self._commit(secrets.token_urlsafe(12), words, expects)
+            return await self._commit(services.fleet.token(), words, expects)
 
         return RedisPort(
             services.reader.link,
@@ -377,10 +376,11 @@ class RemoteRun:
             self.run_id,
             self._codec,
             apply,
-            token=lambda: f"client:{secrets.token_urlsafe(12)}",
+            token=lambda: f"client:{services.fleet.token()}",
             lock_ms=EDIT_LEASE_MS,
             turn=asyncio.Lock(),
             on_lock=lambda _: None,
+            random=services.fleet.random,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import SystemRandom
 from typing import Final
 
 from stepfleet import Client, WorkflowHandler
@@ -41,7 +42,7 @@ class Load:
 
     async def _produce(self) -> None:
         while not self._stopping:
-            run_id = new_run_id()
+            run_id = new_run_id(SystemRandom())
             self._runs.append(run_id)
             result = await (await self._started(run_id))
             assert sorted(result["numbers"]) == list(range(self._width))

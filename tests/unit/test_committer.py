@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -70,7 +71,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def running(store: FakeStore, **options: Any) -> AsyncIterator[Committer]:
-    committer = Committer(cast(RunStore, store), seed=1, **options)
+    committer = Committer(cast(RunStore, store), random=Random(1), **options)
     task = asyncio.create_task(committer.run())
     yield committer
     task.cancel()

@@ -167,7 +167,7 @@ class MemoryRuntime:
         Raises:
             RuntimeError: a run with this id is live.
         """
-        identity = check_run_id(run_id) if run_id is not None else new_run_id()
+        identity = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
         if identity in self._live:
             raise RuntimeError(f"Workflow run with run_id '{identity}' already exists.")
         if ctx is not None:

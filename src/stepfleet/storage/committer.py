@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable
+from random import Random, SystemRandom
 from typing import Final
 
 from stepfleet.core.commit import (
@@ -60,11 +60,11 @@ class Committer:
     """
 
     def __init__(
-        self, store: RunStore, *, patience: float | None = None, seed: int | None = None
+        self, store: RunStore, *, patience: float | None = None, random: Random | None = None
     ) -> None:
         self._store = store
         self._patience = patience
-        self._random = random.Random(seed)  # noqa: S311 - spreads tries, keeps no secret
+        self._random = random or SystemRandom()
         self._queue: deque[tuple[Commit, Done, int, int]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random, SystemRandom
 from typing import Any
 
 from stepfleet.clock import Clock
@@ -19,7 +22,7 @@ BeatCall = Callable[[Script, list[str], list[Any]], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """Keys, connections, bounds and clocks."""
+    """Keys, connections, bounds, clocks, chance and the name of this process: what a simulation replaces."""
 
     keys: Keys
     #: Makes a connection; the name shows in CLIENT LIST.
@@ -29,8 +32,17 @@ class Fleet:
     beat_call: Callable[[], BeatCall] | None
     bounds: Bounds = field(default_factory=Bounds)
     clock: Clock = field(default_factory=Clock)
+    #: Ids and jitter come from here.
+    random: Random = field(default_factory=SystemRandom)
+    #: Host and process id, as they show in consumer names.
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
     limits: Limits = field(default_factory=Limits)
     #: Unclaimed events kept per run.
     inbox_limit: int = 100
     #: Every class met in this process may travel (in memory: producer and worker are one process).
     open_types: bool = False
+
+    def token(self) -> str:
+        """Return an id that nobody had before."""
+        return self.random.randbytes(12).hex()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any, Final, Protocol
 
 from stepfleet.codec import Codec
@@ -57,6 +57,7 @@ class RedisPort:
         lock_ms: int,
         turn: asyncio.Lock,
         on_lock: Callable[[str], None],
+        random: Random,
         patient: bool = False,
     ) -> None:
         self._link = link
@@ -71,6 +72,7 @@ class RedisPort:
         #: One contender per process: the others wait here instead of asking Redis.
         self._turn = turn
         self._on_lock = on_lock
+        self._random = random
 
     async def read(self, fields: Sequence[str] | None) -> dict[str, StoredValue]:
         """Return values with their versions."""
@@ -94,7 +96,7 @@ class RedisPort:
             except ConnectionLost:
                 if not self._patient:
                     raise
-            await asyncio.sleep(random.uniform(*OUTAGE))  # noqa: S311 - spreads those that wait
+            await asyncio.sleep(self._random.uniform(*OUTAGE))
 
     async def write(
         self,
@@ -165,7 +167,7 @@ class RedisPort:
             await self._pause()
 
     async def _pause(self) -> None:
-        await asyncio.sleep(random.uniform(0.001, 0.006))  # noqa: S311 - spreads contenders
+        await asyncio.sleep(self._random.uniform(0.001, 0.006))
 
     def _words(self, changed: Mapping[str, Any]) -> list[Word]:
         return [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
@@ -126,7 +125,7 @@ class Processor:
         self._running = 0
         self._alone = asyncio.Lock()
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._process = secrets.token_hex(3)
+        self._process = fleet.random.randbytes(3).hex()
         self._executions = 0
         self.capacity = asyncio.Event()
         self.capacity.set()
@@ -354,6 +353,7 @@ class Processor:
             if spec.context_param
             else asyncio.Lock(),
             on_lock=on_lock,
+            random=self._fleet.random,
             patient=True,
         )
         execution = Execution(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from random import Random
 from typing import Any, Final, cast
 
 from stepfleet.core.commit import Route
@@ -87,7 +84,7 @@ class Worker:
         self._reads = fleet.link("worker-read")
         self._commits = fleet.link("worker-commit")
         self._reader = RunReader(self._calls, fleet.keys)
-        self._started_at = time.time()
+        self._started_ms = fleet.clock.wall_ms()
         self._draining = False
         self._stop = asyncio.Event()
         self._limit_passed = asyncio.Event()
@@ -103,13 +100,13 @@ class Worker:
 
     def _new_identity(self) -> None:
         """Take a consumer name that nobody had before: after a burial the old one belongs to the dead."""
-        consumer = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        consumer = f"{self._fleet.host}:{self._fleet.pid}:{self._fleet.random.randbytes(3).hex()}"
         lease = self._options.lease.total_seconds()
         self._heartbeat = Heartbeat(self._fleet, consumer, lease=lease, describe=self._describe)
         store = RunStore(
             self._commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds
         )
-        self._committer = Committer(store)
+        self._committer = Committer(store, random=self._fleet.random)
         self._consumer = Consumer(
             self._reads, self._calls, self._fleet.keys, self._routes(), consumer=consumer
         )
@@ -167,9 +164,9 @@ class Worker:
 
     def _describe(self) -> dict[str, Any]:
         return {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": int(self._started_at * 1000),
+            "host": self._fleet.host,
+            "pid": self._fleet.pid,
+            "started": self._started_ms,
             "workflows": {name: plan.graph.digest for name, (plan, _) in self._workflows.items()},
             "steps": sorted(
                 {f"{route.workflow}.{route.step}" for route in self._routes() if route.step}
@@ -268,7 +265,7 @@ class Worker:
     # -- reading -----------------------------------------------------------------------------------
 
     async def _read_loop(self) -> None:
-        outage = Outage("reading")
+        outage = Outage("reading", self._fleet.random)
         while not self._draining:
             self._last_turn = self._fleet.clock.steady()
             if self._heartbeat.buried:
@@ -312,7 +309,7 @@ class Worker:
     # -- periodic work -----------------------------------------------------------------------------
 
     async def _tick_loop(self) -> None:
-        last_end, outage = "", Outage("looking at ended runs")
+        last_end, outage = "", Outage("looking at ended runs", self._fleet.random)
         while True:
             self._heartbeat.loop_is_alive(
                 _names(self._processor.running, self._fleet.clock.steady())
@@ -337,7 +334,7 @@ class Worker:
             await asyncio.sleep(TICK / 5 if self._processor.held else TICK)
 
     async def _timer_loop(self) -> None:
-        outage = Outage("looking at timers")
+        outage = Outage("looking at timers", self._fleet.random)
         while True:
             try:
                 until = await self._timers.fire()
@@ -348,11 +345,15 @@ class Worker:
             await asyncio.sleep(min(TICK, until) if until is not None else TICK)
 
     async def _sweep_loop(self) -> None:
-        sweep, last_clean, outage = self._options.sweep.total_seconds(), 0.0, Outage("sweeping")
+        sweep, last_clean, outage = (
+            self._options.sweep.total_seconds(),
+            0.0,
+            Outage("sweeping", self._fleet.random),
+        )
         self._sweep_now.set()
         while True:
             try:
-                async with asyncio.timeout(sweep * (0.75 + secrets.randbelow(50) / 100)):
+                async with asyncio.timeout(sweep * self._fleet.random.uniform(0.75, 1.25)):
                     await self._sweep_now.wait()
                 handed_back = True
             except TimeoutError:
@@ -397,9 +398,9 @@ class Worker:
     async def _audit(self) -> None:
         """Take what is pending here in two audits, with a finished read between them, and not held."""
         held = self._consumer.held_rows(self._processor.held)
-        pending = set(await self._consumer.pending())
+        pending = await self._consumer.pending()
         held |= self._consumer.held_rows(self._processor.held)
-        strays = pending - held
+        strays = [row for row in pending if row not in held]
         unseen = [
             row
             for row in strays
@@ -448,7 +449,7 @@ class Worker:
         await asyncio.gather(*others, return_exceptions=True)
         self._tasks = [task for task in self._tasks if task not in others]
         self._new_identity()
-        outage = Outage("taking a new name")
+        outage = Outage("taking a new name", self._fleet.random)
         while True:
             try:
                 await self._heartbeat.start()
@@ -542,8 +543,9 @@ class Worker:
 class Outage:
     """Says once that Redis is away, and once that it is back."""
 
-    def __init__(self, doing: str) -> None:
+    def __init__(self, doing: str, random: Random) -> None:
         self._doing = doing
+        self._random = random
         self._tries = 0
 
     async def pause(self, error: Exception) -> None:
@@ -552,7 +554,7 @@ class Outage:
             logger.warning("redis is away, waiting for it: while=%s error=%s", self._doing, error)
         self._tries += 1
         longest = min(BACK_OFF[0] * 2**self._tries, BACK_OFF[1])
-        await asyncio.sleep(longest * (0.5 + secrets.randbelow(50) / 100))
+        await asyncio.sleep(self._random.uniform(longest / 2, longest))
 
     def over(self) -> None:
         """Note a success."""
