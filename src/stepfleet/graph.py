@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from stepfleet.collect import Collect
 from stepfleet.decorators import WorkflowGraphCheck, required_step_config
 from stepfleet.errors import WorkflowConfigurationError, WorkflowValidationError
 from stepfleet.events import (
@@ -27,6 +28,7 @@ from stepfleet.events import (
     StepFailedEvent,
     StopEvent,
 )
+from stepfleet.levels import collectors_in, level_of, scope_level
 from stepfleet.retry_policy import RetryPolicy
 
 #: The names that `skip_graph_checks=` of a workflow may contain.
@@ -56,6 +58,10 @@ class StepSpec:
     accepts: tuple[type[Event], ...]
     returns: tuple[type[Event], ...]
     event_param: str
+    slots: tuple[tuple[str, type[Event]], ...]
+    collects: Collect | None
+    bare: tuple[type[Event], ...]
+    listed: tuple[type[Event], ...]
     context_param: str | None
     state_type: type[BaseModel] | None
     num_workers: int
@@ -98,12 +104,25 @@ class Graph:
         return found
 
     @cached_property
+    def collectors(self) -> Mapping[str, tuple[StepSpec, ...]]:
+        """The steps that collect events out of the scope of a list, by the step that returns it."""
+        return {
+            name: tuple(
+                self.steps[found.name]
+                for found in collectors_in(self.steps, scope_level(self.steps, spec))
+            )
+            for name, spec in self.steps.items()
+            if spec.listed
+        }
+
+    @cached_property
     def digest(self) -> str:
         """A short hex name of this version of the workflow's code; reads source files, so kept."""
         described = hashlib.blake2b(digest_size=DIGEST_BYTES)
         for name, spec in sorted(self.steps.items()):
             accepted = ",".join(sorted(f"{t.__module__}.{t.__qualname__}" for t in spec.accepts))
-            parts = (name, accepted, str(spec.num_workers), _source(spec.function))
+            shape = f"{spec.collects} {_names(spec.listed)} {_names(t for _, t in spec.slots)}"
+            parts = (name, accepted, str(spec.num_workers), shape, _source(spec.function))
             described.update("\0".join(parts).encode() + b"\1")
         return described.hexdigest()
 
@@ -140,6 +159,8 @@ def check_graph(graph: Graph, *, skip: Collection[str] = ()) -> None:
         WorkflowValidationError: naming what does not fit.
     """
     _check_stop_is_not_accepted(graph)
+    _check_lists_are_returned(graph)
+    _check_joins_have_a_level(graph)
     _check_connections(graph)
     problems = [
         problem
@@ -172,6 +193,10 @@ def _spec(name: str, function: Callable[..., Any]) -> StepSpec:
         accepts=config.accepts,
         returns=config.returns,
         event_param=config.event_param,
+        slots=config.slots,
+        collects=config.collects,
+        bare=config.bare,
+        listed=config.listed,
         context_param=config.context_param,
         state_type=config.state_type,
         num_workers=config.num_workers,
@@ -237,6 +262,53 @@ def _check_stop_is_not_accepted(graph: Graph) -> None:
                 f"Step '{spec.name}' cannot accept StopEvent. StopEvent signals the end of the "
                 "workflow. Use a different Event type instead."
             )
+
+
+def _check_lists_are_returned(graph: Graph) -> None:
+    in_scopes = {
+        t for spec in graph.steps.values() if spec.listed for t in scope_level(graph.steps, spec)
+    }
+    problems = [
+        f"Step '{spec.name}' parameter '{spec.event_param}' collects list[{_names(missing)}], but "
+        "no returned-list producer creates a stream for those event types. list[E] fan-in only "
+        "consumes events from steps annotated as returning list[E]; use ctx.collect_events for "
+        "unstreamed ctx.send_event flows."
+        for spec in graph.steps.values()
+        if spec.collects is not None
+        and (missing := [t for t in spec.accepts if not _is_produced(spec, t, in_scopes)])
+    ]
+    if problems:
+        raise WorkflowValidationError("\n".join(problems))
+
+
+def _check_joins_have_a_level(graph: Graph) -> None:
+    joins = [spec for spec in graph.steps.values() if spec.slots]
+    if not joins:
+        return
+    outside = [t for t in graph.event_types if issubclass(t, HumanResponseEvent)]
+    levels = {"the top level": level_of(graph.steps, [graph.start_event_class, *outside])}
+    for spec in graph.steps.values():
+        if spec.listed:
+            levels[f"the stream of step '{spec.name}'"] = scope_level(graph.steps, spec)
+    problems: list[str] = []
+    for spec in joins:
+        found = {
+            slot: [name for name, level in sorted(levels.items()) if _is_produced(spec, t, level)]
+            for slot, t in spec.slots
+        }
+        if not any(all(name in names for names in found.values()) for name in levels):
+            where = "; ".join(
+                f"'{slot}' ({t.__name__}) is produced at {', '.join(found[slot]) or 'no level'}"
+                for slot, t in spec.slots
+            )
+            problems.append(
+                f"Step '{spec.name}' joins event parameters that are never produced at a common "
+                f"stream level: {where}. A multi-slot join only fires when all of its inputs "
+                "originate at the same level. To gate in-stream work on input from another level, "
+                "use ctx.wait_for_event inside the producing step instead."
+            )
+    if problems:
+        raise WorkflowValidationError("\n".join(problems))
 
 
 def _check_connections(graph: Graph) -> None:

@@ -48,6 +48,7 @@ def make_plan(
         DefinitionError: its steps do not make a workflow, or a type cannot travel.
     """
     graph = graph_of(workflow, name=name)
+    _require_single_events(graph)
     registry = TypeRegistry(open=open_types)
     types = () if isinstance(workflow, type) else options_of(workflow).types
     if isinstance(workflow, type):
@@ -61,6 +62,15 @@ def make_plan(
             if _disturbs_no_name(mentioned, declared, registry):
                 registry.reachable([mentioned])
     return Plan(name, graph, registry, Codec(registry, limits=limits))
+
+
+def _require_single_events(graph: Graph) -> None:
+    for spec in graph.steps.values():
+        if spec.listed or spec.slots or spec.collects:
+            raise DefinitionError(
+                f"Step '{spec.name}' takes or returns lists of events, or joins events: "
+                "that is checked already, but cannot be run yet."
+            )
 
 
 def _mentioned_types(cls: type[Workflow], graph: Graph) -> list[type]:

@@ -211,24 +211,6 @@ def test_an_event_parameter_is_required() -> None:
     )
 
 
-def test_several_event_parameters_are_not_supported_yet() -> None:
-    async def join(a: A, b: B) -> None: ...
-
-    message = refused(join)
-    assert "Step 'join' has several event parameters (a, b)." in message
-    assert "not supported yet by this version" in message
-
-
-@pytest.mark.parametrize("annotation", [list[A], list[A | B], Annotated[list[A], "all"]])
-def test_a_list_of_events_as_parameter_is_not_supported_yet(annotation: Any) -> None:
-    async def collect(evs: Any) -> None: ...
-
-    collect.__annotations__["evs"] = annotation
-    message = refused(collect)
-    assert "Step 'collect' parameter 'evs' collects a list of events" in message
-    assert "not supported yet by this version" in message
-
-
 @pytest.mark.parametrize("annotation", [int, "A | int", inspect.Parameter.empty])
 def test_a_parameter_that_nobody_fills_is_refused(annotation: Any) -> None:
     async def extra(ev: A, other: Any) -> None: ...
@@ -313,16 +295,6 @@ def test_a_return_type_is_required() -> None:
     assert refused(silent) == (
         "Return types of workflows step functions must be annotated with their type."
     )
-
-
-@pytest.mark.parametrize("annotation", [list[A], list[A] | B | None])
-def test_a_returned_list_is_not_supported_yet(annotation: Any) -> None:
-    async def many(ev: A) -> Any: ...
-
-    many.__annotations__["return"] = annotation
-    message = refused(many)
-    assert "Step 'many' returns a list of events" in message
-    assert "not supported yet by this version" in message
 
 
 def test_a_return_type_names_events_only() -> None:
