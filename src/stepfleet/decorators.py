@@ -105,6 +105,7 @@ def step(
     """
 
     def decorate(function: _FunctionT) -> _FunctionT:
+        _require_num_workers(num_workers)
         require_plain_function(function)
         signature = read_signature(function, locals_around(function))
         if workflow is None and is_free_function(function):
@@ -123,7 +124,7 @@ def step(
             context_param=signature.context_param,
             state_type=signature.state_type,
             is_method=signature.is_method,
-            num_workers=_checked_num_workers(num_workers),
+            num_workers=num_workers,
             max_concurrency=_checked_max_concurrency(max_concurrency),
             retry_policy=retry_policy,
             timeout=seconds_or_none(timeout),
@@ -196,10 +197,9 @@ def _is_positive_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def _checked_num_workers(num_workers: int) -> int:
+def _require_num_workers(num_workers: int) -> None:
     if not is_positive_int(num_workers):
         raise WorkflowValidationError("num_workers must be an integer greater than 0")
-    return num_workers
 
 
 def _checked_max_concurrency(max_concurrency: int | None) -> int | None:

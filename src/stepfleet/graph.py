@@ -137,7 +137,8 @@ def build_graph(name: str, steps: Mapping[str, Callable[..., Any]]) -> Graph:
     if not steps:
         raise WorkflowConfigurationError(
             f"Workflow '{name}' has no configured steps. Did you forget to annotate methods with "
-            "@step or to register free-function steps via @step(workflow=...)?"
+            "@step or to register free-function steps via @step(workflow=...)? "
+            "At least one Event of type StartEvent must be received by any step."
         )
     specs = {step_name: _spec(step_name, function) for step_name, function in steps.items()}
     accepted = _unique(t for spec in specs.values() for t in spec.accepts)

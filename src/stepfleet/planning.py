@@ -73,21 +73,29 @@ def _require_single_events(graph: Graph) -> None:
             )
 
 
-def _mentioned_types(cls: type[Workflow], graph: Graph) -> list[type]:
+def _mentioned_types(
+    cls: type[Workflow], graph: Graph, known: frozenset[type] = frozenset()
+) -> list[type]:
     """Return the classes that the code of a workflow names: what its steps may publish, send and raise.
 
-    Most of them stand in no annotation, such as the progress events that a step only publishes.
+    Most of them stand in no annotation, such as the progress events that a step only publishes. Of
+    another workflow that it names, and whose events it may forward, these are the types too.
     """
     functions: list[Any] = [spec.function for spec in graph.steps.values()]
     for owner in cls.__mro__:
         if owner is not Workflow and issubclass(owner, Workflow):
             functions += [value for value in vars(owner).values() if isfunction(value)]
     found = [value for function in functions for value in _named_in(function)]
-    return [
-        value
-        for value in dict.fromkeys(value for value in found if isinstance(value, type))
-        if value.__module__ != "builtins"
-    ]
+    mentioned: list[type] = []
+    for value in dict.fromkeys(value for value in found if isinstance(value, type)):
+        if not issubclass(value, Workflow):
+            mentioned += [value] if value.__module__ != "builtins" else []
+        elif value not in known:
+            with suppress(DefinitionError):  # a base class without steps
+                inner = graph_of(value)
+                mentioned += inner.event_types
+                mentioned += _mentioned_types(value, inner, known | {cls, value})
+    return list(dict.fromkeys(mentioned))
 
 
 def _disturbs_no_name(cls: type, declared: Sequence[type], registry: TypeRegistry) -> bool:

@@ -77,10 +77,10 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     if get_origin(hints.get("return")) in _ASYNC_ITERATORS:
         raise WorkflowValidationError(_NO_ITERATORS)
     parameters = list(inspect.signature(function).parameters.values())
-    is_method = (
-        bool(parameters)
-        and not is_free_function(function)
-        and (parameters[0].name == "self" or parameters[0].annotation is inspect.Parameter.empty)
+    # A free function that begins with `self` gets the instance as a method does.
+    is_method = bool(parameters) and (
+        parameters[0].name == "self"
+        or (not is_free_function(function) and parameters[0].annotation is inspect.Parameter.empty)
     )
     events: list[_EventParameter] = []
     contexts: dict[str, type[BaseModel] | None] = {}
@@ -130,7 +130,7 @@ def _resolved_hints(function: Callable[..., Any], localns: dict[str, Any]) -> di
         return get_type_hints(function, localns=localns, include_extras=True)
     except NameError as error:
         raise WorkflowValidationError(
-            f"Failed to resolve type annotations for {function.__name__}. "
+            f"Failed to resolve type annotations for {function.__qualname__}. "
             f"Missing name: {error.name}. "
             "Define or import it before the step, outside of `if TYPE_CHECKING:`."
         ) from error

@@ -265,7 +265,8 @@ class Workflow:
             )
         if fields:
             logger.warning(
-                "arguments of run() are ignored: start_event is given workflow=%s arguments=%s",
+                "Keyword arguments are not supported when 'run()' is invoked with the 'start_event' "
+                "parameter, they are ignored: workflow=%s arguments=%s",
                 cls.__name__,
                 ",".join(fields),
             )
