@@ -127,7 +127,8 @@ def test_the_steps_of_a_graph_cannot_be_changed() -> None:
 def test_a_workflow_without_steps_is_refused() -> None:
     assert configuration_error(Steps()) == (
         "Workflow 'W' has no configured steps. Did you forget to annotate methods with @step "
-        "or to register free-function steps via @step(workflow=...)?"
+        "or to register free-function steps via @step(workflow=...)? "
+        "At least one Event of type StartEvent must be received by any step."
     )
 
 
