@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from stepfleet.collect import Collect
 from stepfleet.errors import WorkflowValidationError
 from stepfleet.events import Event
+from stepfleet.resource import ResourceDefinition
 from stepfleet.retry_policy import RetryPolicy
 from stepfleet.signatures import (
     is_free_function,
@@ -56,6 +57,7 @@ class StepConfig:
     timeout: float | None
     skip_graph_checks: frozenset[str]
     accept_event_subclasses: bool
+    resources: tuple[ResourceDefinition, ...] = ()
 
 
 class AcceptsSteps(Protocol):
@@ -132,6 +134,7 @@ def step(
                 skip_graph_checks, valid=get_args(StepGraphCheck)
             ),
             accept_event_subclasses=accept_event_subclasses,
+            resources=signature.resources,
         )
         if workflow is not None:
             workflow.add_step(function)

@@ -29,6 +29,7 @@ from stepfleet.events import (
     StopEvent,
 )
 from stepfleet.levels import collectors_in, level_of, scope_level
+from stepfleet.resource import ResourceDefinition
 from stepfleet.retry_policy import RetryPolicy
 
 #: The names that `skip_graph_checks=` of a workflow may contain.
@@ -70,6 +71,7 @@ class StepSpec:
     timeout: float | None
     skip_graph_checks: frozenset[str]
     accept_event_subclasses: bool
+    resources: tuple[ResourceDefinition, ...] = ()
 
     def accepts_type(self, event_type: type[Event]) -> bool:
         """Tell whether the step runs for events of exactly this type."""
@@ -206,6 +208,7 @@ def _spec(name: str, function: Callable[..., Any]) -> StepSpec:
         timeout=config.timeout,
         skip_graph_checks=config.skip_graph_checks,
         accept_event_subclasses=config.accept_event_subclasses,
+        resources=config.resources,
     )
 
 

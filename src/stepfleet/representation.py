@@ -5,16 +5,19 @@ Pure. The graph is made of pydantic models because it leaves the process as JSON
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 
 from stepfleet.events import Event, HumanResponseEvent, InputRequiredEvent
 from stepfleet.graph import Graph
+from stepfleet.resource import ConfigResource, FactoryResource, ResourceDescriptor
 from stepfleet.workflow import Workflow, graph_of
 
 #: Id of the node that stands for whoever answers a run from outside.
@@ -27,6 +30,10 @@ class WorkflowNodeBase(BaseModel):
     #: Unique in its graph: the name of the step or of the event's class.
     id: str
     label: str
+
+    def truncated_label(self, max_length: int) -> str:
+        """Return the label, cut to so many characters, the last of them a star."""
+        return self.label if len(self.label) <= max_length else f"{self.label[: max_length - 1]}*"
 
 
 class WorkflowStepNode(WorkflowNodeBase):
@@ -164,7 +171,12 @@ def get_workflow_representation(workflow: Workflow | type[Workflow]) -> Workflow
     graph = graph_of(cls)
     event_ids = _event_ids(graph.event_types)
     step_ids = _step_ids(graph, taken=set(event_ids.values()))
-    edges = [*_step_edges(graph, step_ids, event_ids), *_external_edges(event_ids)]
+    resources = _Resources(graph, step_ids)
+    edges = [
+        *_step_edges(graph, step_ids, event_ids),
+        *_external_edges(event_ids),
+        *resources.edges,
+    ]
     produced_by: defaultdict[str, list[str]] = defaultdict(list)
     for edge in edges:
         if edge.target in event_ids.values() and edge.source in step_ids.values():
@@ -178,6 +190,7 @@ def get_workflow_representation(workflow: Workflow | type[Workflow]) -> Workflow
     ]
     if any(EXTERNAL_STEP in (edge.source, edge.target) for edge in edges):
         nodes.append(WorkflowExternalNode(id=EXTERNAL_STEP, label="external step"))
+    nodes += resources.nodes.values()
     return WorkflowGraph(name=cls.__name__, nodes=nodes, edges=edges, description=_description(cls))
 
 
@@ -240,6 +253,83 @@ def _past_hidden(
             pending += [(edge.target, shown) for edge in reversed(leaving.get(target, ()))]
 
 
+# -- resources -------------------------------------------------------------------------------------
+
+
+class _Resources:
+    """The resources of all steps, and what each is made of."""
+
+    def __init__(self, graph: Graph, step_ids: Mapping[str, str]) -> None:
+        self.nodes: dict[str, WorkflowResourceNode | WorkflowResourceConfigNode] = {}
+        #: In the order in which they were found; a dict, because one may be found twice.
+        self._edges: dict[tuple[str, str, str], None] = {}
+        for spec in graph.steps.values():
+            for one in spec.resources:
+                self._add(step_ids[spec.name], one.name, one.resource, one.type_annotation)
+
+    @property
+    def edges(self) -> Iterator[WorkflowGraphEdge]:
+        """From whoever asks for a resource to the resource, labelled with the parameter."""
+        for source, target, label in self._edges:
+            yield WorkflowGraphEdge(source=source, target=target, label=label)
+
+    def _add(self, source: str, parameter: str, resource: ResourceDescriptor, asked: Any) -> None:
+        node = _resource_node(resource, asked)
+        self._edges[source, node.id, parameter] = None
+        if node.id in self.nodes:
+            return
+        self.nodes[node.id] = node
+        for name, needed, needed_type in resource.get_dependencies():
+            self._add(node.id, name, needed, needed_type)
+
+
+def _resource_node(
+    resource: ResourceDescriptor, asked: Any
+) -> WorkflowResourceNode | WorkflowResourceConfigNode:
+    type_name = getattr(asked, "__name__", None) or (None if asked is None else str(asked))
+    if isinstance(resource, ConfigResource):
+        return _config_node(cast("ConfigResource[Any]", resource), asked, type_name)
+    file, line, description = None, None, None
+    if isinstance(resource, FactoryResource):
+        factory: Any = resource.factory
+        with suppress(OSError, TypeError):
+            file, line = inspect.getsourcefile(factory), inspect.getsourcelines(factory)[1]
+        description = _description(factory)
+    return WorkflowResourceNode(
+        id=f"resource_{_digest(resource.name, str(file), str(line))}",
+        label=type_name or resource.name,
+        type_name=type_name,
+        getter_name=resource.name,
+        source_file=file,
+        source_line=line,
+        description=description,
+    )
+
+
+def _config_node(
+    resource: ConfigResource[Any], asked: Any, type_name: str | None
+) -> WorkflowResourceConfigNode:
+    file, value = resource.given_file, None
+    # A drawing shows the file that is asked for, whether it is there or not.
+    with suppress(OSError, ValueError):
+        file = resource.config_file
+        value = resource.data()
+    return WorkflowResourceConfigNode(
+        id=f"resource_config_{_digest(file, resource.path_selector or '', str(type_name))}",
+        label=resource.label or type_name or file,
+        type_name=type_name,
+        config_file=file,
+        path_selector=resource.path_selector,
+        config_schema=_schema(asked) if isinstance(asked, type) else None,
+        config_value=value,
+        description=resource.description,
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+
+
 # -- nodes -----------------------------------------------------------------------------------------
 
 
@@ -264,9 +354,11 @@ class _QuietSchema(GenerateJsonSchema):
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
 
-def _schema(event_type: type[Event]) -> dict[str, Any] | None:
+def _schema(described: type) -> dict[str, Any] | None:
+    if not issubclass(described, BaseModel):
+        return None
     try:
-        return event_type.model_json_schema(schema_generator=_QuietSchema)
+        return described.model_json_schema(schema_generator=_QuietSchema)
     except PydanticUserError:
         # Events may have fields of any class; most of those have no schema.
         return None

@@ -35,6 +35,7 @@ from pydantic import BaseModel
 from stepfleet.collect import All, Cardinality, Collect, Take
 from stepfleet.errors import WorkflowValidationError
 from stepfleet.events import Event
+from stepfleet.resource import ResourceDefinition, ResourceDescriptor, resource_in
 
 _ASYNC_ITERATORS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _NO_ITERATORS: Final = (
@@ -58,6 +59,7 @@ class Signature:
     context_param: str | None
     state_type: type[BaseModel] | None
     is_method: bool
+    resources: tuple[ResourceDefinition, ...]
 
 
 class _EventParameter(NamedTuple):
@@ -84,9 +86,12 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     )
     events: list[_EventParameter] = []
     contexts: dict[str, type[BaseModel] | None] = {}
+    resources: list[ResourceDefinition] = []
     for parameter in parameters[is_method:]:
         annotation = hints.get(parameter.name)
-        if found := _event_parameter(parameter.name, annotation):
+        if asked := resource_in(annotation):
+            resources.append(_resource(parameter.name, *asked, localns))
+        elif found := _event_parameter(parameter.name, annotation):
             events.append(found)
         elif _is_context(annotation):
             contexts[parameter.name] = _state_type(function, annotation)
@@ -107,6 +112,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
         context_param=context_param,
         state_type=state_type,
         is_method=is_method,
+        resources=tuple(resources),
     )
 
 
@@ -134,6 +140,13 @@ def _resolved_hints(function: Callable[..., Any], localns: dict[str, Any]) -> di
             f"Missing name: {error.name}. "
             "Define or import it before the step, outside of `if TYPE_CHECKING:`."
         ) from error
+
+
+def _resource(
+    name: str, resource: ResourceDescriptor, asked: Any, localns: dict[str, Any]
+) -> ResourceDefinition:
+    resource.set_localns(localns)
+    return ResourceDefinition(name=name, resource=resource, type_annotation=asked)
 
 
 def _event_parameter(name: str, annotation: object) -> _EventParameter | None:
@@ -218,7 +231,7 @@ def _require_optional(
         return
     if parameter.default is parameter.empty:
         raise WorkflowValidationError(
-            f"{where} is neither an event nor a Context, and has no default value."
+            f"{where} is neither an event nor a Context nor a resource, and has no default value."
         )
 
 

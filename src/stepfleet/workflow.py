@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +31,7 @@ from stepfleet.errors import WorkflowRuntimeError, WorkflowValidationError
 from stepfleet.events import Event, StartEvent, StopEvent
 from stepfleet.graph import GRAPH_CHECKS, Graph, build_graph, check_graph, uses_human_input
 from stepfleet.handler import WorkflowHandler
+from stepfleet.resource import ResourceManager, config_problems
 
 #: Seconds after which a run ends in an error, unless its workflow says otherwise.
 DEFAULT_TIMEOUT = 45.0
@@ -119,7 +120,7 @@ class Workflow:
         timeout: float | timedelta | None = DEFAULT_TIMEOUT,
         disable_validation: bool = False,
         verbose: bool = False,
-        resource_manager: Any = None,
+        resource_manager: ResourceManager | None = None,
         num_concurrent_runs: int | None = None,
         runtime: Runtime | None = None,
         workflow_name: str | None = None,
@@ -133,7 +134,7 @@ class Workflow:
         self._timeout = seconds_or_none(timeout)
         self._disable_validation = disable_validation
         self._verbose = verbose
-        self._resource_manager = resource_manager
+        self._resource_manager = resource_manager or ResourceManager()
         self._num_concurrent_runs = num_concurrent_runs
         self._runtime = runtime
         self._workflow_name = workflow_name
@@ -210,8 +211,12 @@ class Workflow:
             )
         return Workflow._default_runtime()
 
-    def validate(self) -> bool:
+    def validate(
+        self, *, validate_resource_configs: bool = True, validate_resources: bool = False
+    ) -> bool:
         """Check that the steps fit together, and tells whether they need a human's input.
+
+        With `validate_resources` every resource of the steps is made once, and forgotten.
 
         Raises:
             WorkflowValidationError: naming what does not fit.
@@ -220,7 +225,12 @@ class Workflow:
             return False
         graph = graph_of(self)
         check_graph(graph, skip=self._skip_graph_checks)
-        self._passed_checks.add(self._skip_graph_checks)
+        resources = {spec.name: spec.resources for spec in graph.steps.values() if spec.resources}
+        if validate_resource_configs:
+            _refuse("Resource config validation failed", config_problems(resources))
+            self._passed_checks.add(self._skip_graph_checks)
+        if validate_resources:
+            _refuse("Resource validation failed", self._resource_manager.problems(resources))
         return uses_human_input(graph)
 
     def run(
@@ -324,6 +334,16 @@ def graph_of(workflow: Workflow | type[Workflow], *, name: str | None = None) ->
 def options_of(workflow: Workflow) -> WorkflowOptions:
     """Return what a workflow instance was told besides its steps."""
     return Workflow._options(workflow)  # pyright: ignore[reportPrivateUsage]
+
+
+def resource_manager_of(workflow: Workflow) -> ResourceManager:
+    """Return what makes and keeps the resources of a workflow instance."""
+    return workflow._resource_manager  # pyright: ignore[reportPrivateUsage]
+
+
+def _refuse(what: str, problems: Sequence[str]) -> None:
+    if problems:
+        raise WorkflowValidationError("\n  - ".join([f"{what}:", *problems]))
 
 
 def install_default_runtime(factory: RuntimeFactory | None) -> None:

@@ -220,7 +220,7 @@ def test_a_parameter_that_nobody_fills_is_refused(annotation: Any) -> None:
     else:
         extra.__annotations__["other"] = annotation
     assert refused(extra) == (
-        "Step 'extra' parameter 'other' is neither an event nor a Context, "
+        "Step 'extra' parameter 'other' is neither an event nor a Context nor a resource, "
         "and has no default value."
     )
 

@@ -16,6 +16,8 @@ from stepfleet.representation import (
     WorkflowEventNode,
     WorkflowGraph,
     WorkflowGraphNode,
+    WorkflowResourceConfigNode,
+    WorkflowResourceNode,
     WorkflowStepNode,
     get_workflow_representation,
 )
@@ -34,6 +36,8 @@ COLOURS = {
     "start": ("#dcfce7", "#15803d"),
     "stop": ("#fee2e2", "#b91c1c"),
     "external": ("#fef3c7", "#b45309"),
+    "resource": ("#ede9fe", "#6d28d9"),
+    "resource_config": ("#fae8ff", "#a21caf"),
     "other": ("#ffffff", "#4b5563"),
 }
 
@@ -226,7 +230,7 @@ def _curve(points: Sequence[Point]) -> str:
 
 def _hint(node: WorkflowGraphNode) -> str | None:
     """Return what a browser shows while the pointer is on a node."""
-    if isinstance(node, WorkflowStepNode):
+    if isinstance(node, WorkflowStepNode | WorkflowResourceNode | WorkflowResourceConfigNode):
         return node.description
     if isinstance(node, WorkflowEventNode) and node.event_schema:
         return ", ".join(node.event_schema.get("properties", ())) or None

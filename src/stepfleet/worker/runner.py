@@ -14,7 +14,10 @@ from stepfleet.context import Context
 from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreadable
 from stepfleet.errors import DecodeError, WorkflowRuntimeError
 from stepfleet.events import Event
+from stepfleet.graph import StepSpec
+from stepfleet.resource import resolved
 from stepfleet.worker.execution import Execution, Suspend
+from stepfleet.workflow import resource_manager_of
 
 #: Files whose frames stand between the worker and a step.
 _OUR_FILES: Final = (__file__, concurrent.futures.thread.__file__)
@@ -66,17 +69,12 @@ async def _called(execution: Execution, instance: Any, event: Event, executor: E
     arguments: dict[str, Any] = {spec.event_param: event}
     if spec.context_param is not None:
         arguments[spec.context_param] = context
-    function = (
-        partial(spec.function, instance, **arguments)
-        if spec.is_method
-        else partial(spec.function, **arguments)
-    )
     if spec.timeout is None:
-        return await _finished(function, spec.is_async, executor)
+        return await _finished(spec, instance, arguments, executor)
     limit = asyncio.timeout(spec.timeout)
     try:
         async with limit:
-            return await _finished(function, spec.is_async, executor)
+            return await _finished(spec, instance, arguments, executor)
     except TimeoutError:
         if limit.expired():
             raise TimeoutError(
@@ -85,8 +83,17 @@ async def _called(execution: Execution, instance: Any, event: Event, executor: E
         raise
 
 
-async def _finished(function: partial[Any], is_async: bool, executor: Executor) -> Any:
-    if is_async:
+async def _finished(
+    spec: StepSpec, instance: Any, arguments: dict[str, Any], executor: Executor
+) -> Any:
+    if spec.resources:
+        arguments |= await resolved(resource_manager_of(instance), spec.resources)
+    function = (
+        partial(spec.function, instance, **arguments)
+        if spec.is_method
+        else partial(spec.function, **arguments)
+    )
+    if spec.is_async:
         return await function()
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(
