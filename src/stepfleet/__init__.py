@@ -5,7 +5,7 @@ from __future__ import annotations
 from stepfleet.client import Start
 from stepfleet.connect import Client, default_runtime
 from stepfleet.context import Context
-from stepfleet.decorators import step
+from stepfleet.decorators import catch_error, step
 from stepfleet.events import (
     Event,
     HumanResponseEvent,
@@ -27,6 +27,7 @@ __all__ = [
     "StopEvent",
     "Workflow",
     "WorkflowHandler",
+    "catch_error",
     "step",
 ]
 

@@ -1,4 +1,4 @@
-"""`@step`: the signature of a function becomes a `StepConfig`, checked where it is written.
+"""`@step`, `@catch_error`: the signature of a function becomes a `StepConfig`, checked where it is written.
 
 What a signature may say is read by `signatures`.
 """
@@ -6,7 +6,7 @@ What a signature may say is read by `signatures`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, Protocol, TypeVar, get_args, overload
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from stepfleet.collect import Collect
 from stepfleet.errors import WorkflowValidationError
-from stepfleet.events import Event
+from stepfleet.events import Event, StepFailedEvent
 from stepfleet.resource import ResourceDefinition
 from stepfleet.retry_policy import RetryPolicy
 from stepfleet.signatures import (
@@ -29,6 +29,7 @@ DEFAULT_NUM_WORKERS = 4
 
 StepGraphCheck = Literal["reachability", "dead_end"]
 WorkflowGraphCheck = Literal["reachability", "terminal_event", "dead_end"]
+StepRole = Literal["step", "catch_error"]
 StepFunction = Callable[..., Any]
 _FunctionT = TypeVar("_FunctionT", bound=StepFunction)
 
@@ -58,6 +59,21 @@ class StepConfig:
     skip_graph_checks: frozenset[str]
     accept_event_subclasses: bool
     resources: tuple[ResourceDefinition, ...] = ()
+    role: StepRole = "step"
+    #: Of a `catch_error` step: the steps whose failures it handles; None: all that no other handles.
+    catch_error_for_steps: tuple[str, ...] | None = None
+    catch_error_max_recoveries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CatchErrorHandler:
+    """A `@catch_error` step, as far as routing failures to it needs to know."""
+
+    step_name: str
+    #: None: every step that no other handler names.
+    for_steps: list[str] | None
+    #: How often one line of events may come to it.
+    max_recoveries: int
 
 
 class AcceptsSteps(Protocol):
@@ -107,40 +123,117 @@ def step(
     """
 
     def decorate(function: _FunctionT) -> _FunctionT:
-        _require_num_workers(num_workers)
-        require_plain_function(function)
-        signature = read_signature(function, locals_around(function))
-        if workflow is None and is_free_function(function):
+        make_step_function(
+            function,
+            num_workers=num_workers,
+            max_concurrency=max_concurrency,
+            retry_policy=retry_policy,
+            timeout=timeout,
+            skip_graph_checks=skip_graph_checks,
+            accept_event_subclasses=accept_event_subclasses,
+        )
+        if workflow is not None:
+            workflow.add_step(function)
+        elif is_free_function(function):
             raise WorkflowValidationError(
                 f"To decorate {function.__name__} please pass a workflow class "
                 "to the @step decorator."
             )
-        vars(function)["_step_config"] = StepConfig(
-            accepts=signature.accepts,
-            returns=signature.returns,
-            event_param=signature.event_param,
-            slots=signature.slots,
-            collects=signature.collects,
-            bare=signature.bare,
-            listed=signature.listed,
-            context_param=signature.context_param,
-            state_type=signature.state_type,
-            is_method=signature.is_method,
-            num_workers=num_workers,
-            max_concurrency=_checked_max_concurrency(max_concurrency),
-            retry_policy=retry_policy,
-            timeout=seconds_or_none(timeout),
-            skip_graph_checks=checked_graph_checks(
-                skip_graph_checks, valid=get_args(StepGraphCheck)
-            ),
-            accept_event_subclasses=accept_event_subclasses,
-            resources=signature.resources,
-        )
-        if workflow is not None:
-            workflow.add_step(function)
         return function
 
     return decorate if func is None else decorate(func)
+
+
+@overload
+def catch_error(func: _FunctionT, /) -> _FunctionT: ...
+
+
+@overload
+def catch_error(
+    *, for_steps: Iterable[str] | None = None, max_recoveries: int = 1
+) -> Callable[[_FunctionT], _FunctionT]: ...
+
+
+def catch_error(
+    func: _FunctionT | None = None,
+    /,
+    *,
+    for_steps: Iterable[str] | None = None,
+    max_recoveries: int = 1,
+) -> _FunctionT | Callable[[_FunctionT], _FunctionT]:
+    """Mark a method as the step that runs when other steps have failed for good.
+
+    It gets a `StepFailedEvent` once a step's retries are used up. The run goes on with what it
+    returns: a StopEvent ends it well, another event takes its way through the steps, and an error
+    ends the run. Without `for_steps` it handles every step that no other handler names.
+    `max_recoveries` limits how often one line of events comes to it: an event, what follows from
+    it, what follows from that. Handlers are not handled, nor are time-outs and cancels of the run.
+
+    Raises:
+        WorkflowValidationError: when the signature or an argument cannot work.
+    """
+    if not is_positive_int(max_recoveries):
+        raise WorkflowValidationError("@catch_error max_recoveries must be an integer >= 1")
+    names = None if for_steps is None else _checked_step_names(for_steps)
+
+    def decorate(function: _FunctionT) -> _FunctionT:
+        make_step_function(function, num_workers=1)
+        config = required_step_config(function)
+        if config.accepts != (StepFailedEvent,):
+            raise WorkflowValidationError(
+                f"@catch_error handler '{function.__name__}' must accept StepFailedEvent "
+                "as its event parameter."
+            )
+        vars(function)["_step_config"] = replace(
+            config,
+            role="catch_error",
+            catch_error_for_steps=names,
+            catch_error_max_recoveries=max_recoveries,
+        )
+        return function
+
+    return decorate if func is None else decorate(func)
+
+
+def make_step_function(
+    func: _FunctionT,
+    num_workers: int = DEFAULT_NUM_WORKERS,
+    retry_policy: RetryPolicy | None = None,
+    localns: dict[str, Any] | None = None,
+    skip_graph_checks: Iterable[StepGraphCheck] | None = None,
+    accept_event_subclasses: bool = False,
+    *,
+    max_concurrency: int | None = None,
+    timeout: float | timedelta | None = None,
+) -> _FunctionT:
+    """Make a function a step without adding it to a workflow; `localns` has names that its annotations use.
+
+    Raises:
+        WorkflowValidationError: when the signature or an argument cannot work.
+    """
+    _require_num_workers(num_workers)
+    require_plain_function(func)
+    signature = read_signature(func, {**locals_around(func), **(localns or {})})
+    vars(func)["_step_config"] = StepConfig(
+        accepts=signature.accepts,
+        returns=signature.returns,
+        event_param=signature.event_param,
+        slots=signature.slots,
+        collects=signature.collects,
+        bare=signature.bare,
+        listed=signature.listed,
+        context_param=signature.context_param,
+        state_type=signature.state_type,
+        is_method=signature.is_method,
+        num_workers=num_workers,
+        max_concurrency=_checked_max_concurrency(max_concurrency),
+        retry_policy=retry_policy,
+        timeout=seconds_or_none(timeout),
+        skip_graph_checks=checked_graph_checks(skip_graph_checks, valid=get_args(StepGraphCheck)),
+        accept_event_subclasses=accept_event_subclasses,
+        resources=signature.resources,
+    )
+    return func
 
 
 def step_config_of(function: object) -> StepConfig | None:
@@ -209,3 +302,12 @@ def _checked_max_concurrency(max_concurrency: int | None) -> int | None:
     if max_concurrency is not None and not is_positive_int(max_concurrency):
         raise WorkflowValidationError("max_concurrency must be an integer greater than 0 or None")
     return max_concurrency
+
+
+def _checked_step_names(names: Iterable[str]) -> tuple[str, ...]:
+    listed = () if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in listed):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise WorkflowValidationError(
+            "@catch_error for_steps must be None or a list of step name strings"
+        )
+    return listed

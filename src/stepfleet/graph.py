@@ -18,7 +18,12 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel
 
 from stepfleet.collect import Collect
-from stepfleet.decorators import WorkflowGraphCheck, required_step_config
+from stepfleet.decorators import (
+    CatchErrorHandler,
+    StepConfig,
+    WorkflowGraphCheck,
+    required_step_config,
+)
 from stepfleet.errors import WorkflowConfigurationError, WorkflowValidationError
 from stepfleet.events import (
     Event,
@@ -29,6 +34,7 @@ from stepfleet.events import (
     StopEvent,
 )
 from stepfleet.levels import collectors_in, level_of, scope_level
+from stepfleet.recoveries import handlers_by_step
 from stepfleet.resource import ResourceDefinition
 from stepfleet.retry_policy import RetryPolicy
 
@@ -72,6 +78,8 @@ class StepSpec:
     skip_graph_checks: frozenset[str]
     accept_event_subclasses: bool
     resources: tuple[ResourceDefinition, ...] = ()
+    #: Of a `catch_error` step.
+    handler: CatchErrorHandler | None = None
 
     def accepts_type(self, event_type: type[Event]) -> bool:
         """Tell whether the step runs for events of exactly this type."""
@@ -116,6 +124,17 @@ class Graph:
             for name, spec in self.steps.items()
             if spec.listed
         }
+
+    @cached_property
+    def handlers(self) -> Mapping[str, CatchErrorHandler]:
+        """The `@catch_error` step of each step whose failures are handled.
+
+        Raises:
+            WorkflowValidationError: the handlers do not fit the steps, or one another.
+        """
+        return handlers_by_step(
+            self.steps, [spec.handler for spec in self.steps.values() if spec.handler is not None]
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -165,6 +184,7 @@ def check_graph(graph: Graph, *, skip: Collection[str] = ()) -> None:
     _check_lists_are_returned(graph)
     _check_joins_have_a_level(graph)
     _check_connections(graph)
+    _ = graph.handlers
     problems = [
         problem
         for check, find in (
@@ -209,6 +229,16 @@ def _spec(name: str, function: Callable[..., Any]) -> StepSpec:
         skip_graph_checks=config.skip_graph_checks,
         accept_event_subclasses=config.accept_event_subclasses,
         resources=config.resources,
+        handler=_handler(name, config),
+    )
+
+
+def _handler(name: str, config: StepConfig) -> CatchErrorHandler | None:
+    if config.role != "catch_error":
+        return None
+    scope = config.catch_error_for_steps
+    return CatchErrorHandler(
+        name, None if scope is None else list(scope), config.catch_error_max_recoveries
     )
 
 

@@ -17,13 +17,27 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import Protocol, runtime_checkable
 
 #: Seconds, as users write them.
 Seconds = int | float | timedelta
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryInfo:
+    """What a step knows of its attempts before this one (`Context.retry_info`)."""
+
+    #: 0 in the first attempt.
+    retry_number: int
+    #: Since the first attempt began; 0.0 in the first.
+    elapsed_seconds: float
+    #: What the last attempt raised.
+    last_exception: Exception | None
+    #: When it did, in UTC.
+    last_failed_at: datetime | None
 
 
 @runtime_checkable

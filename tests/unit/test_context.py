@@ -10,6 +10,7 @@ import pytest
 from stepfleet.context import Context
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event
+from stepfleet.retry_policy import RetryInfo
 from stepfleet.store import LocalPort, StateStore
 
 
@@ -41,6 +42,11 @@ class Step:
         self.idempotency_key = "r1:d1"
         self.store: StateStore[Any] = StateStore(LocalPort({"where": "step"}))
         self.calls: list[tuple[Any, ...]] = []
+
+    def retry_info(self) -> RetryInfo:
+        return RetryInfo(
+            retry_number=1, elapsed_seconds=2.0, last_exception=None, last_failed_at=None
+        )
 
     def send(self, event: Event, step: str | None) -> None:
         self.calls.append(("send", event, step))
@@ -82,6 +88,7 @@ async def test_a_caller_sends_and_reads_but_does_nothing_that_belongs_to_steps()
         ("write_event_to_stream", lambda: ctx.write_event_to_stream(Item())),
         ("collect_events", lambda: ctx.collect_events(Item(), [Item])),
         ("idempotency_key", lambda: ctx.idempotency_key),
+        ("retry_info", ctx.retry_info),
     ):
         with pytest.raises(ContextStateError, match=f"^{name} is only available from within step"):
             call()
@@ -120,6 +127,7 @@ async def test_in_a_step_everything_goes_to_the_worker() -> None:
     ]
     assert (ctx.run_id, ctx.is_running, ctx.idempotency_key) == ("r1", True, "r1:d1")
     assert await ctx.store.get("where") == "step"
+    assert ctx.retry_info().retry_number == 1
 
 
 async def test_a_wait_lasts_two_thousand_seconds_unless_told_otherwise() -> None:

@@ -65,6 +65,7 @@ def execution(
         known=known,
         rerun=False,
         flush_soon=lambda _: flushes.append(1),
+        now_ms=lambda: 0,
         store=StateStore(LocalPort()),
     )
     flushes: list[int] = []

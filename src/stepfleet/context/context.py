@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event
+from stepfleet.retry_policy import RetryInfo
 from stepfleet.store import LocalPort, StateStore, StateT, StorePort
 
 EventT = TypeVar("EventT", bound=Event)
@@ -29,6 +30,10 @@ class StepFace(Protocol):
     @property
     def idempotency_key(self) -> str:
         """Return a key that is stable over all executions and attempts of the delivery."""
+        ...
+
+    def retry_info(self) -> RetryInfo:
+        """Return what is known of the attempts before this one."""
         ...
 
     def send(self, event: Event, step: str | None) -> None:
@@ -202,6 +207,14 @@ class Context(Generic[StateT]):
     def idempotency_key(self) -> str:
         """A key for effects outside of Redis: the same in every execution of this attempt's delivery."""
         return self._in_step("idempotency_key").idempotency_key
+
+    def retry_info(self) -> RetryInfo:
+        """Tell which attempt this is, and what the last one raised; each delivery counts for itself.
+
+        Raises:
+            ContextStateError: not in a step.
+        """
+        return self._in_step("retry_info").retry_info()
 
     def write_event_to_stream(self, ev: Event | None) -> None:
         """Publish an event to the readers of the run, at once.

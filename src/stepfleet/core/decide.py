@@ -5,9 +5,9 @@ The rules:
 that nobody
   accepts goes to the system stream, where a waiter may want it. InputRequiredEvents are published
   as well.
-- A failed step runs again after its policy's delay, as the next attempt; without one, or when it
+- A failed step runs again after its policy's delay, as the next attempt. Without one, or when it
 gives up,
-  the run fails.
+  its `catch_error` step gets the failure; without one, or when its budget is used up, the run fails.
 - A suspended step becomes a waiter and gives its slot back.
 - A delivery whose workers died too often ends the run and goes to the dead letters.
 - Whatever the outcome, effects that were not confirmed yet go first, in call order.
@@ -61,13 +61,9 @@ from stepfleet.core.outcome import (
     Unreadable,
 )
 from stepfleet.core.plan import Plan
-from stepfleet.errors import DeadLettered, EncodeError
-from stepfleet.events import (
-    InputRequiredEvent,
-    StopEvent,
-    UnreconstructedException,
-    WorkflowFailedEvent,
-)
+from stepfleet.core.recovery import encoded_failure, recovered
+from stepfleet.errors import DeadLettered
+from stepfleet.events import InputRequiredEvent, StopEvent, WorkflowFailedEvent
 from stepfleet.retry_policy import next_delay
 from stepfleet.wire import (
     Expiry,
@@ -84,8 +80,6 @@ from stepfleet.wire import (
 #: dead letter.
 UNREADABLE_DELAY_MS: Final = 5_000
 UNREADABLE_TRIES: Final = 12
-#: Characters of a message that stand for an error which is too large to travel.
-SHOWN: Final = 2_000
 
 
 def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> Commit:
@@ -158,11 +152,16 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
             failure.__cause__ = error
             error = failure
     if delay is None:
+        elapsed = (now_ms - first_ms) / 1000
+        if isinstance(error, Exception):
+            recovery = recovered(delivery, error, plan, elapsed=elapsed, now_ms=now_ms)
+            if recovery is not None:
+                return Commit(delivery.run_id, _fence(delivery), [*words, recovery])
         event = WorkflowFailedEvent(
             step_name=delivery.route.step,
             exception=error,
             attempts=record.attempt,
-            elapsed_seconds=(now_ms - first_ms) / 1000,
+            elapsed_seconds=elapsed,
         )
         words.append(_failure(delivery, plan, event, error))
         return Commit(delivery.run_id, _fence(delivery), words)
@@ -397,15 +396,7 @@ def _failure(
     *,
     parks: bool = False,
 ) -> End:
-    try:
-        type_id, payload = plan.codec.encode_event(event)
-    except EncodeError:
-        # What the error carries is too much for the stream; its name and message are not.
-        name = f"{type(error).__module__}.{type(error).__qualname__}"
-        event.exception = UnreconstructedException(str(error)[:SHOWN], original_type=name)
-        type_id, payload = plan.codec.encode_event(event)
-    encoded = Encoded(WorkflowFailedEvent, type_id, payload)
-    entry = _terminal(encoded, delivery, Traces())
+    entry = _terminal(encoded_failure(event, plan), delivery, Traces())
     return End(
         "failed",
         entry,

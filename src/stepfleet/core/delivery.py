@@ -24,7 +24,8 @@ class Record(NamedTuple):
     journal: list[Any] | None = None
     #: The last failure: (ms of Redis time, encoded error).
     failure: list[Any] | None = None
-    #: Scopes of list fan-out and recovery budgets.
+    #: What every event that follows from this one inherits, a mapping. `recoveries`: how often each
+    #: `catch_error` step was come to on the way here.
     lineage: Any = None
     #: Trace headers.
     headers: dict[str, str] | None = None

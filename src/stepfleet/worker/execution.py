@@ -11,6 +11,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
@@ -27,6 +28,7 @@ from stepfleet.core.plan import Plan, routes_of, type_name
 from stepfleet.errors import DecodeError, StaleExecution
 from stepfleet.events import Event
 from stepfleet.graph import StepSpec
+from stepfleet.retry_policy import RetryInfo
 from stepfleet.store import StateStore
 from stepfleet.wire import (
     BufferedEvent,
@@ -92,6 +94,7 @@ class Execution:
         known: Known,
         rerun: bool,
         flush_soon: Callable[[Execution], None],
+        now_ms: Callable[[], int],
         store: StateStore[Any],
     ) -> None:
         self.delivery = delivery
@@ -111,6 +114,7 @@ class Execution:
         #: Store writes so far: each has a number, so that one sent twice is applied once.
         self.writes = 0
         self._flush_soon = flush_soon
+        self._now_ms = now_ms
         self._journal: list[Any] = []
         #: How far a replay has come in the journal of the delivery.
         self._position = 0
@@ -127,6 +131,22 @@ class Execution:
     def idempotency_key(self) -> str:
         """Stable over all executions and attempts of the delivery."""
         return f"{self.run_id}:{self.delivery.id}"
+
+    def retry_info(self) -> RetryInfo:
+        """Return what the record of this attempt tells of those before it."""
+        record = self.delivery.record
+        if record.attempt <= 1 or record.failure is None:
+            return RetryInfo(
+                retry_number=0, elapsed_seconds=0.0, last_exception=None, last_failed_at=None
+            )
+        failed_ms, encoded = record.failure
+        error = self.plan.codec.decode_error(encoded)
+        return RetryInfo(
+            retry_number=record.attempt - 1,
+            elapsed_seconds=max(0.0, (self._now_ms() - record.first_ms) / 1000),
+            last_exception=error if isinstance(error, Exception) else None,
+            last_failed_at=datetime.fromtimestamp(failed_ms / 1000, UTC),
+        )
 
     # -- effects -----------------------------------------------------------------------------------
 

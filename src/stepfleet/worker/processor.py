@@ -364,6 +364,7 @@ class Processor:
             known=known,
             rerun=rerun,
             flush_soon=self._flusher(),
+            now_ms=self._clock.redis_ms,
             store=StateStore(port, plan.graph.state_type),
         )
         return execution
