@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
+from tests.support import costs
 from tests.support.fleet import note
 
 
@@ -375,3 +376,6 @@ FLOWS: dict[str, Workflow] = {
         Poison,
     )
 }
+
+if costs.SENT in os.environ:
+    costs.write_down(os.environ[costs.SENT])
