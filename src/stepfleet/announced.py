@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
+from stepfleet.awaited import not_found
 from stepfleet.codec import Codec
 from stepfleet.core.commit import Route
 from stepfleet.core.plan import SYSTEM, Plan, routes_of, type_name
 from stepfleet.errors import DefinitionError, StoreError, WorkflowRuntimeError
 from stepfleet.events import Event
-from stepfleet.remote_run import not_found
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import Definition, RunReader
 

@@ -117,9 +117,10 @@ class Client:
         target = connected.target(workflow)
         event = _start_event(workflow, start_event, fields)
         name = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
+        run = connected.run(name, target, is_new=run_id is None)
         await connected.record(target, event, fields, name, before=Before(), once=False)
         await connected.announced.warn_unless_served(target.name, name)
-        return _handler(connected.run(name, target))
+        return _handler(run)
 
     async def start_many(
         self, workflow: Workflow | type[Workflow] | str, starts: Iterable[Start | Mapping[str, Any]]
@@ -144,7 +145,7 @@ class Client:
             recording.append(
                 connected.record(target, event, start.fields, name, before=Before(), once=False)
             )
-            runs.append(connected.run(name, target))
+            runs.append(connected.run(name, target, is_new=start.run_id is None))
         await asyncio.gather(*recording)
         if runs:
             await connected.announced.warn_unless_served(target.name, runs[0].run_id)
@@ -191,7 +192,7 @@ class Client:
                 ) from error
             await connected.announced.warn_unless_served(target.name, identity)
 
-        run = connected.run(identity, target, record())
+        run = connected.run(identity, target, is_new=True, started=record())
         context.attach(run)
         return WorkflowHandler(run, context)
 

@@ -22,7 +22,7 @@ from stepfleet.planning import arguments_digest, cluster_name, make_plan
 from stepfleet.remote_run import RemoteRun, values_to_write
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import Definition, RunReader, RunRecord
+from stepfleet.storage.reader import Announcement, Definition, RunReader
 from stepfleet.storage.run_store import RunStore
 from stepfleet.storage.watcher import Watcher
 from stepfleet.workflow import Workflow, options_of
@@ -62,10 +62,10 @@ class Connected:
         self.committer = Committer(store, patience=patience, random=fleet.random)
         self.reader = RunReader(self._reads, fleet.keys)
         self.announced = Announced(fleet, self.reader)
-        self.awaited = Awaited(self.reader, self.spawn)
         self.watcher = Watcher(
-            fleet.link("client-watch"), self.reader, fleet.keys, on_end=self.awaited.told
+            fleet.link("client-watch"), self.reader, fleet.keys, on_end=self._told
         )
+        self.awaited = Awaited(self.reader, self.spawn, hearing=self.watcher.ready)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._plans: dict[tuple[Any, str], Plan] = {}
         self.spawn(self.committer.run())
@@ -80,12 +80,16 @@ class Connected:
 
     async def close(self) -> None:
         """Stop the tasks and close the connections."""
+        self.awaited.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.watcher.close()
         await self._calls.close()
         await self._reads.close()
+
+    def _told(self, announced: list[Announcement]) -> None:
+        self.awaited.told(announced)
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -208,15 +212,21 @@ class Connected:
         }
 
     def run(
-        self, run_id: str, target: Target | None, started: Coroutine[Any, Any, None] | None = None
+        self,
+        run_id: str,
+        target: Target | None,
+        *,
+        is_new: bool = False,
+        started: Coroutine[Any, Any, None] | None = None,
     ) -> RemoteRun:
-        """Return a run that was started or is attached to."""
+        """Return a run that is attached to, or, if it `is_new`, one that will begin after this call."""
         plan = target.plan if target is not None else None
         name = target.name if target is not None else ""
         return RemoteRun(
             self,
             run_id,
             workflow=name,
+            end=self.awaited.ending(run_id, is_heard=is_new and self.watcher.is_ready),
             codec=self._reading_codec(plan),
             routing=AnnouncedRouting(self.announced, self.codec, run_id, name)
             if plan is None
@@ -231,12 +241,3 @@ class Connected:
         if self._types:
             plan.add_types(self._types)
         return plan.reading_codec
-
-    async def ended(self, run_id: str) -> RunRecord:
-        """Wait for the end of a run and return its record.
-
-        Raises:
-            RunNotFound: no such run.
-        """
-        await self.watcher.ready()
-        return await self.awaited.end_of(run_id)

@@ -9,14 +9,13 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 
+from stepfleet.awaited import Ending, not_found
 from stepfleet.codec import Codec
 from stepfleet.core import endings
 from stepfleet.core.commit import Answer, Commit, Emit, Expectation, OperationFence, Route, Word
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.errors import (
-    ConnectionLost,
     RunFailed,
-    RunNotFound,
     WorkflowCancelledByUser,
     WorkflowError,
     WorkflowRuntimeError,
@@ -26,7 +25,7 @@ from stepfleet.events import Event, RetractedEvent, StopEvent, StreamGapEvent
 from stepfleet.handler import RunStatus
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import PublicRow, RunReader, RunRecord, public_row
+from stepfleet.storage.reader import Ended, PublicRow, RunReader, public_row
 from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
@@ -49,10 +48,6 @@ class Services(Protocol):
     committer: Committer
     reader: RunReader
     watcher: Watcher
-
-    def ended(self, run_id: str) -> Coroutine[Any, Any, RunRecord]:
-        """Wait for the end of a run."""
-        ...
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something beside the callers, until the client is closed."""
@@ -90,6 +85,7 @@ class RemoteRun:
         run_id: str,
         *,
         workflow: str,
+        end: Ending,
         codec: Codec,
         routing: Routing,
         state_type: Any,
@@ -101,8 +97,7 @@ class RemoteRun:
         self.run_id = run_id
         self.workflow = workflow
         self.last_sequence = 0
-        self._record: RunRecord | None = None
-        self._end: asyncio.Task[RunRecord] | None = None
+        self._end = end
         self._start: asyncio.Task[None] | None = None
         #: The last event that was sent without waiting: the next one goes behind it.
         self._sending: asyncio.Task[None] | None = None
@@ -115,58 +110,45 @@ class RemoteRun:
 
     def is_done(self) -> bool:
         """Whether the end was seen here."""
-        return self._record is not None or (self._start is not None and _failed(self._start))
+        return self._end.ended is not None or (self._start is not None and _failed(self._start))
 
     def ended_with(self) -> StopEvent | None:
         """Return the event that ended the run, if it was seen here and is no failure."""
-        if self._record is None or self._record.status in ("failed", "timed_out"):
+        ended = self._end.ended
+        if ended is None or ended.status in ("failed", "timed_out"):
             return None
-        return self._stop_event(self._record)
+        return self._stop_event(ended)
 
     async def started(self) -> None:
         """Wait until the run is recorded."""
         if self._start is not None:
             await asyncio.shield(self._start)
 
-    async def record(self) -> RunRecord:
-        """Wait for the end and return the run's record."""
+    async def ended(self) -> Ended:
+        """Wait for the end and return how the run ended."""
         await self.started()
-        record = self._record
-        if record is None:
-            if self._end is None or _failed(self._end):
-                self._end = self._services.spawn(self._services.ended(self.run_id))
-                self._end.add_done_callback(_seen)
-            try:
-                record = await asyncio.shield(self._end)
-            except asyncio.CancelledError:
-                if not self._end.cancelled():
-                    raise  # whoever awaits was cancelled
-                raise ConnectionLost(
-                    f"the client was closed before run {self.run_id} ended"
-                ) from None
-            self._record = record
-        return record
+        return await self._end.seen()
 
     async def stop_event(self) -> StopEvent:
         """Wait for the end and return its event, or raise its error."""
-        record = await self.record()
-        match record.status:
+        ended = await self.ended()
+        match ended.status:
             case "completed":
-                return self._stop_event(record)
+                return self._stop_event(ended)
             case "cancelled":
                 raise WorkflowCancelledByUser
             case "timed_out":
-                raise await self._timed_out(record)
+                raise await self._timed_out(ended)
             case _:
-                raise self._failure(record)
+                raise self._failure(ended.error)
 
     async def result(self) -> Any:
         """Wait for the end and return `StopEvent.result`, or the event itself when it is of a subclass."""
         event = await self.stop_event()
         return event.result if type(event) is StopEvent else event
 
-    def _stop_event(self, record: RunRecord) -> StopEvent:
-        entry = record.entry
+    def _stop_event(self, ended: Ended) -> StopEvent:
+        entry = ended.entry
         if entry is None:
             raise RunFailed(f"run {self.run_id} has ended without a terminal event")
         event = self._codec.decode_event(entry.type_id, entry.payload)
@@ -177,13 +159,13 @@ class RemoteRun:
             )
         return event
 
-    def _failure(self, record: RunRecord) -> BaseException:
-        if record.error is None:
+    def _failure(self, error: bytes | None) -> BaseException:
+        if error is None:
             return RunFailed(f"run {self.run_id} failed")
-        return self._codec.decode_error(record.error)
+        return self._codec.decode_error(error)
 
-    async def _timed_out(self, record: RunRecord) -> WorkflowTimeoutError:
-        event = self._stop_event(record)
+    async def _timed_out(self, ended: Ended) -> WorkflowTimeoutError:
+        event = self._stop_event(ended)
         timeout, steps = getattr(event, "timeout", 0.0), getattr(event, "active_steps", [])
         active = f"Currently active steps: {', '.join(steps)}" if steps else "No steps active"
         waiting = await self._services.reader.link.call(
@@ -202,7 +184,7 @@ class RemoteRun:
         await self._services.watcher.ready()
         if after is not None:
             self.last_sequence = after
-        end = self._services.spawn(self.record())
+        end = self._services.spawn(self.ended())
         end.add_done_callback(_seen)
         try:
             while True:
@@ -216,25 +198,25 @@ class RemoteRun:
         finally:
             end.cancel()
 
-    async def _recorded(self, end: asyncio.Task[RunRecord]) -> AsyncGenerator[tuple[Event, bool]]:
+    async def _recorded(self, end: asyncio.Task[Ended]) -> AsyncGenerator[tuple[Event, bool]]:
         """Give what stands in the stream, then, if the run has ended without one, its last event."""
-        ended = end.done()
+        is_over = end.done()
         while rows := await self._services.reader.public(self.run_id, self.last_sequence):
             for gap in self._gap(rows[0].seq):
                 yield gap, False
             for row in rows:
                 yield self._shown(row)
-        if not ended:
+        if not is_over:
             return
-        record = end.result()
-        last = record.seq or 1
-        if record.entry is None or last <= self.last_sequence:
+        ended = end.result()
+        last = ended.seq or 1
+        if ended.entry is None or last <= self.last_sequence:
             raise WorkflowRuntimeError("All the streamed events have already been consumed.")
         for gap in self._gap(last):
             yield gap, False
-        yield self._shown(PublicRow(last, record.entry, ()))
+        yield self._shown(PublicRow(last, ended.entry, ()))
 
-    async def _followed(self, end: asyncio.Task[RunRecord]) -> AsyncGenerator[tuple[Event, bool]]:
+    async def _followed(self, end: asyncio.Task[Ended]) -> AsyncGenerator[tuple[Event, bool]]:
         """Give what comes into the stream, until the run ends or a slow reader falls too far behind."""
         key, watcher = self._services.fleet.keys.events(self.run_id), self._services.watcher
         position = watcher.position(key)
@@ -345,7 +327,7 @@ class RemoteRun:
             last_sequence=record.seq or (1 if record.ended_ms else 0),
             pending=pending + held,
             failed_step=record.step,
-            error=str(self._failure(record)) if record.status == "failed" else None,
+            error=str(self._failure(record.error)) if record.status == "failed" else None,
         )
 
     async def _commit(
@@ -382,14 +364,6 @@ class RemoteRun:
             on_lock=lambda _: None,
             random=services.fleet.random,
         )
-
-
-def not_found(run_id: str) -> RunNotFound:
-    """Return the error for an id that names no run."""
-    return RunNotFound(
-        f"no run {run_id!r} is recorded in this namespace: it was never started here, "
-        "or its retention has passed"
-    )
 
 
 def values_to_write(values: Mapping[str, Any], codec: Codec) -> dict[str, bytes]:

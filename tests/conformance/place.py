@@ -104,6 +104,18 @@ class Place:
         names = await self.call("KEYS", f"{self.keys.tag}:run:*")
         return sorted(name.decode() for name in names)
 
+    async def has_ended(self, run_id: str) -> None:
+        """Waits until a run is recorded as ended, without awaiting it."""
+
+        async def ended() -> bool:
+            return await self.call("HGET", self.keys.run(run_id), "status") != b"running"
+
+        await eventually(ended, 5.0)
+
+    async def has_left(self, worker: Worker) -> None:
+        """Waits until a worker that was told to stop has left."""
+        await asyncio.wait([task for other, task in self._workers if other is worker])
+
     # -- its end -----------------------------------------------------------------------------------
 
     async def assert_nothing_leaks(self) -> None:

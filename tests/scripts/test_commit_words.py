@@ -123,7 +123,19 @@ def test_the_end_writes_everything_that_tells_of_it(rig: Rig) -> None:
     assert rig.client.zscore(rig.keys.live, run_id) is None
     assert rig.client.zscore(rig.keys.ended, run_id) == int(record["ended"])
     ends = [fields for _, fields in rig.client.xrange(rig.keys.ends)]
-    assert ends == [{b"r": run_id.encode(), b"s": b"failed"}]
+    assert ends == [{b"r": run_id.encode(), b"s": b"failed", b"q": b"1", b"e": b"entry"}]
+
+
+def test_an_end_is_announced_with_its_sequence_and_its_entry_if_that_is_short(rig: Rig) -> None:
+    for size in (512, 513):
+        run_id = rig.start(emit(WIDE, "a"))
+        entry = rig.take(WIDE)
+        rig.apply(effect(entry, Publish(b"p"), Publish(b"q")))
+        rig.apply(settle(entry, End("completed", b"x" * size)))
+        assert rig.public(run_id)[-1] == ("3-0", b"x" * size)
+    short, long = (fields for _, fields in rig.client.xrange(rig.keys.ends))
+    assert (short[b"q"], short[b"e"]) == (b"3", b"x" * 512)
+    assert set(long) == {b"r", b"s"}
 
 
 def test_a_run_that_published_nothing_has_no_stream(rig: Rig) -> None:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
@@ -378,4 +379,4 @@ FLOWS: dict[str, Workflow] = {
 }
 
 if costs.SENT in os.environ:
-    costs.write_down(os.environ[costs.SENT])
+    costs.write_down_all(Path(os.environ[costs.SENT]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Delivery, Record
@@ -12,6 +12,9 @@ from stepfleet.storage.keys import GROUP, Keys
 from stepfleet.storage.link import Link
 from stepfleet.storage.scripts import script
 from stepfleet.wire import decode_record
+
+#: Reads of the streams that have much work between two reads of all.
+BY_THEMSELVES: Final = 4
 
 
 class Alarm(NamedTuple):
@@ -60,6 +63,7 @@ class Consumer:
         self._turn = 0
         #: Streams that gave all they were asked for in the last read.
         self._busy: list[str] = []
+        self._by_themselves = 0
         self.consumer = consumer
 
     async def create_groups(self) -> None:
@@ -80,12 +84,15 @@ class Consumer:
             ConnectionLost, StoreRefused: as `Link.call`.
         """
         # Each stream may answer with COUNT entries, and what is read has to be startable at once.
-        # With many streams their shares are small: those that had more are asked once more, by
-        # themselves, before all are again.
-        busy, self._busy = self._busy[:free], []
-        if busy and (found := await self._read_new(busy, free // len(busy), block=False)):
-            return _arrivals(found)
+        # With many streams their shares are small: those that gave all they were asked for are read
+        # by themselves, a few times, before all are again.
         every = len(self._streams)
+        busy = self._busy[:free]
+        if busy and self._by_themselves < (BY_THEMSELVES if free >= every else 1):
+            self._by_themselves += 1
+            if found := await self._read_new(busy, free // len(busy), block=False):
+                return self._noted(found)
+        self._by_themselves = 0
         if free >= every:
             return self._noted(await self._read_new(self._streams, free // every, block=True))
         for _ in range(0, every, free):
@@ -98,7 +105,7 @@ class Consumer:
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
         """Remember which streams gave all they were asked for: there is likely more in them."""
         self._busy = [one.stream for one in found if one.is_full]
-        return _arrivals(found)
+        return [arrival for one in found for arrival in one.arrivals]
 
     async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[_Found]:
         before = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count)
@@ -180,10 +187,6 @@ class Consumer:
 
     def _stream(self, route: Route) -> str:
         return self._keys.stream(route.workflow, route.type, route.step)
-
-
-def _arrivals(found: Iterable[_Found]) -> list[Arrival]:
-    return [arrival for one in found for arrival in one.arrivals]
 
 
 def _arrival(

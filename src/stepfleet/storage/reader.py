@@ -30,6 +30,45 @@ class RunRecord(NamedTuple):
     error: bytes | None
     step: str | None
 
+    def how_it_ended(self) -> Ended:
+        """Return how the run ended."""
+        return Ended(self.status, self.seq, self.entry, self.error)
+
+
+class Ended(NamedTuple):
+    """How a run ended."""
+
+    status: str
+    #: Sequence of its last public entry; 0 for one that nothing but the run's record has.
+    seq: int
+    entry: PublicEntry | None
+    error: bytes | None
+
+
+class Announcement(NamedTuple):
+    """An entry of the stream of ended runs."""
+
+    id: str
+    run_id: str
+    status: str
+    seq: int = 0
+    #: The run's last public entry, if it is short.
+    entry: bytes | None = None
+
+    def ended(self) -> Ended | None:
+        """Return how the run ended, None where its record has to be read for it.
+
+        Raises:
+            DecodeError: a newer version wrote the entry.
+        """
+        if self.entry is None or self.status not in _WITHOUT_MORE:
+            return None
+        return Ended(self.status, self.seq, decode_public(self.entry), None)
+
+
+#: Ends of which the entry says everything.
+_WITHOUT_MORE: Final = frozenset({"completed", "cancelled", "timed_out"})
+
 
 class PublicRow(NamedTuple):
     """One entry of a public stream as it stands there."""
@@ -201,16 +240,19 @@ class RunReader:
         rows = await self.link.call("XREVRANGE", self.keys.ends, "+", "-", "COUNT", 1)
         return rows[0][0].decode() if rows else "0-0"
 
-    async def ends(self, after: str) -> list[tuple[str, str, str]]:
-        """Return (entry, run, status) of what ended behind an entry."""
+    async def ends(self, after: str) -> list[Announcement]:
+        """Return what was announced behind an entry of the stream of ended runs."""
         reply = await self.link.call("XREAD", "COUNT", 1000, "STREAMS", self.keys.ends, after)
-        return [ended(row) for _, rows in reply or () for row in rows]
+        return [announcement(row) for _, rows in reply or () for row in rows]
 
 
-def ended(row: Sequence[Any]) -> tuple[str, str, str]:
-    """Return (entry, run, status) of an entry of the stream of ended runs."""
+def announcement(row: Sequence[Any]) -> Announcement:
+    """Return an entry of the stream of ended runs."""
     entry, fields = row
-    return entry.decode(), fields[1].decode(), fields[3].decode()
+    run_id, status = fields[1].decode(), fields[3].decode()
+    if len(fields) < 8:
+        return Announcement(entry.decode(), run_id, status)
+    return Announcement(entry.decode(), run_id, status, int(fields[5]), fields[7])
 
 
 def public_row(row: Sequence[Any]) -> PublicRow:

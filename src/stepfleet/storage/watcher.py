@@ -10,7 +10,7 @@ from typing import Any
 from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
-from stepfleet.storage.reader import RunReader, ended
+from stepfleet.storage.reader import Announcement, RunReader, announcement
 
 logger = logging.getLogger("stepfleet.client")
 
@@ -26,7 +26,12 @@ class Watcher:
     """Reads the stream of ended runs and the public streams that somebody follows."""
 
     def __init__(
-        self, link: Link, reader: RunReader, keys: Keys, *, on_end: Callable[[list[str]], None]
+        self,
+        link: Link,
+        reader: RunReader,
+        keys: Keys,
+        *,
+        on_end: Callable[[list[Announcement]], None],
     ) -> None:
         self._link = link
         self._reader = reader
@@ -37,6 +42,11 @@ class Watcher:
         self._followers: dict[str, set[OnEntries]] = {}
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every end from now on will be announced."""
+        return self._ready.is_set()
 
     async def ready(self) -> None:
         """Return when every end from now on will be announced."""
@@ -93,9 +103,9 @@ class Watcher:
         for name, rows in reply or ():
             key = name.decode()
             if key == self._keys.ends:
-                told = [ended(row) for row in rows]
-                self._last_end = told[-1][0]
-                self._on_end([run_id for _, run_id, _ in told])
+                told = [announcement(row) for row in rows]
+                self._last_end = told[-1].id
+                self._on_end(told)
             elif key in self._positions:
                 self._positions[key] = rows[-1][0].decode()
                 for on_entries in tuple(self._followers.get(key, ())):

@@ -78,6 +78,10 @@ class Held:
     delivery: Delivery
     started: float
     task: asyncio.Task[None] | None = None
+    #: Whether it takes a place: its step runs, or stands in line to run once more.
+    has_place: bool = False
+    #: Its next execution waits for a place.
+    in_line: asyncio.Future[None] | None = None
     execution: Execution | None = None
     armed: bool = False
     #: Why it was cancelled: 'over', 'gone' or 'drain'.
@@ -121,7 +125,7 @@ class Processor:
         self._runtime = runtime
         self._served: dict[str, Served] = {}
         self._held: dict[tuple[Route, str], Held] = {}
-        self._waiting: deque[Held] = deque()
+        self._in_line: deque[Held] = deque()
         self._running = 0
         self._alone = asyncio.Lock()
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -142,8 +146,14 @@ class Processor:
 
     @property
     def free(self) -> int:
-        """Deliveries that could start now."""
-        return max(0, self._concurrency - len(self._held))
+        """Deliveries that could start now.
+
+        A place is free as soon as its step has returned: the next one is read and runs while the commit of the
+        one before is under way. As many may be on their way to Redis as may run; a Redis that is away or slow
+        stops the reading.
+        """
+        startable = self._concurrency - self._running - len(self._in_line)
+        return max(0, min(startable, 2 * self._concurrency - len(self._held)))
 
     @property
     def held(self) -> Collection[tuple[Route, str]]:
@@ -185,26 +195,48 @@ class Processor:
         self.empty.clear()
         if not self.free:
             self.capacity.clear()
-        if self._running >= self._concurrency:
-            self._waiting.append(held)
-            return
-        self._begin(held)
+        self._in_line.append(held)
+        self._fill_places()
+
+    def _fill_places(self) -> None:
+        while self._in_line and self._running < self._concurrency:
+            held = self._in_line.popleft()
+            gave_up = held.in_line is not None and held.in_line.done()
+            if not held.cancelled and not gave_up:
+                self._begin(held)
+        if self.free:
+            self.capacity.set()
 
     def _begin(self, held: Held) -> None:
         self._running += 1
-        held.started = self._clock.steady()
-        held.task = asyncio.get_running_loop().create_task(self._process_one(held))
+        held.has_place = True
+        if held.in_line is None:
+            held.started = self._clock.steady()
+            held.task = asyncio.get_running_loop().create_task(self._process_one(held))
+        else:
+            held.in_line.set_result(None)
+
+    async def _take_place(self, held: Held) -> None:
+        """Wait for a place for a further execution."""
+        if not held.has_place:
+            held.in_line = asyncio.get_running_loop().create_future()
+            self._in_line.append(held)
+            self._fill_places()
+            await held.in_line
+
+    def _give_place(self, held: Held) -> None:
+        if held.has_place:
+            held.has_place = False
+            self._running -= 1
+            self._fill_places()
 
     def _release(self, held: Held) -> None:
         key = (held.delivery.route, held.delivery.entry)
         if self._held.get(key) is held:
             del self._held[key]
-        self._running -= 1
-        while self._waiting and self._running < self._concurrency:
-            following = self._waiting.popleft()
-            if not following.cancelled:
-                self._begin(following)
-        self.capacity.set()
+        self._give_place(held)
+        if self.free:
+            self.capacity.set()
         if not self._held:
             self.empty.set()
 
@@ -249,7 +281,9 @@ class Processor:
             return
         known, rerun = NOTHING_KNOWN, False
         while True:
+            await self._take_place(held)
             outcome = await self._outcome(held, served, known, rerun)
+            self._give_place(held)
             if held.cancelled:
                 # The step swallowed its cancellation: what it returned is nobody's any more.
                 raise asyncio.CancelledError

@@ -279,7 +279,7 @@ class Worker:
             try:
                 if self._reclaim_is_due:
                     # A full worker could take nothing over: the first places that get free are for it.
-                    await self._reclaim(self._heartbeat.work_was_returned)
+                    await self._reclaim(True)
                     continue
                 consumer = self._consumer
                 arrivals = await consumer.read(free)
@@ -298,6 +298,9 @@ class Worker:
                 continue  # of a name that was buried meanwhile, or too late: handed back or reclaimed
             for arrival in arrivals:
                 self._processor.accept(arrival)
+            # Steps that need not wait return now and give their places back: so the next read asks for
+            # more at once (with `Processor.free`: 35 reads instead of 150 for 1,500 steps).
+            await asyncio.sleep(0)
 
     async def _recreate(self) -> None:
         try:
@@ -320,12 +323,12 @@ class Worker:
             try:
                 if not last_end:
                     last_end = await self._reader.last_end()
-                for entry, run_id, status in await self._reader.ends(last_end):
-                    last_end = entry
-                    if status == RETURNED:
+                for told in await self._reader.ends(last_end):
+                    last_end = told.id
+                    if told.status == RETURNED:
                         self._sweep_now.set()
                     else:
-                        self._processor.run_ended(run_id)
+                        self._processor.run_ended(told.run_id)
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)

@@ -13,6 +13,10 @@ local function publish(events, keep, entry, seqs)
   return seq
 end
 
+-- An end's entry of up to this many bytes goes with its announcement, which saves whoever waits a read: 0.67 commands
+-- per step of a three-step chain. Every program that waits for any run gets it, so it is short.
+local SHORT = 512
+
 local function key_at(j) return K[A[j] + 0] end
 
 local function write_opened()
@@ -311,15 +315,20 @@ local WORD = {
     check = function(j) rc('XLEN', key_at(j + 1)) end,
     write = function(j)
       local retention = A[j + 6]
+      local more = rc('HMGET', run, 'seq', 'further')
+      local seq, entry = (more[1] or 0) + 1, A[j + 9]
       -- First what needs no memory: a full Redis lets runs end.
       rc('ZREM', key_at(j + 2), run_id)
-      rc('HSET', run, 'status', A[j], 'ended', now_ms(), 'parks', A[j + 8], 'entry', A[j + 9],
+      rc('HSET', run, 'status', A[j], 'ended', now_ms(), 'parks', A[j + 8], 'entry', entry,
         unpack(A, j + 11, j + 10 + A[j + 10]))
       rc('ZADD', key_at(j + 3), now_ms(), run_id)
-      rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 7], '*', 'r', run_id, 's', A[j])
-      local more = rc('HMGET', run, 'seq', 'further')
+      if #entry > SHORT then
+        rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 7], '*', 'r', run_id, 's', A[j])
+      else
+        rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 7], '*', 'r', run_id, 's', A[j], 'q', seq, 'e', entry)
+      end
       if more[1] then
-        publish(key_at(j + 1), '1000000', A[j + 9])
+        publish(key_at(j + 1), '1000000', entry)
         rc('PEXPIRE', key_at(j + 1), retention)
       end
       if more[2] then rc('RPUSH', key_at(j + 5), run_id) end

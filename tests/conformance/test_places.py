@@ -1,0 +1,146 @@
+"""How many deliveries a worker takes on, and which ones first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
+from stepfleet.core.commit import Commit, EntryFence
+from stepfleet.storage.consumer import Consumer
+from stepfleet.storage.run_store import RunStore
+from tests.conformance.place import Place
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.timeout(30)
+
+#: Seconds until a test gives up on something that should happen.
+SOON = 5.0
+
+
+async def test_a_step_that_has_returned_gives_its_place_to_the_next_before_it_is_committed(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    reachable = asyncio.Event()
+    commit = RunStore.commit
+
+    async def held_up(self: RunStore, commits: Sequence[Commit]) -> Any:
+        if any(isinstance(one.fence, EntryFence) for one in commits):
+            await reachable.wait()
+        return await commit(self, commits)
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.n)
+            return StopEvent(result=ev.n)
+
+    worker = await fleet.add_worker(Flow(), concurrency=2)
+    monkeypatch.setattr(RunStore, "commit", held_up)
+    handlers = await fleet.client.start_many(Flow, [{"n": n} for n in range(10)])
+    await eventually(lambda: len(ran) == 4, SOON)
+    # Two run, or could; two more wait for Redis: beyond them nothing is read.
+    assert worker.processor.free == 0
+    assert len(worker.processor.held) == 4
+    reachable.set()
+    assert await asyncio.gather(*handlers) == list(range(10))
+    assert sorted(ran) == list(range(10))
+
+
+async def test_never_more_than_its_concurrency_run_at_once_re_runs_included(fleet: Place) -> None:
+    width, active, most = 6, 0, 0
+
+    class Item(Event):
+        n: int
+
+    class Flow(Workflow):
+        @step
+        async def spread(self, ctx: Context, ev: StartEvent) -> Item | None:
+            for n in range(width):
+                ctx.send_event(Item(n=n))
+
+        @step(num_workers=width)
+        async def join(self, ctx: Context, ev: Item) -> StopEvent | None:
+            nonlocal active, most
+            active += 1
+            most = max(most, active)
+            try:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                found = ctx.collect_events(ev, [Item] * width)
+            finally:
+                active -= 1
+            return StopEvent(result=len(found)) if found else None
+
+    await fleet.add_worker(Flow(), concurrency=2)
+    handlers = await fleet.client.start_many(Flow, [{} for _ in range(12)])
+    assert await asyncio.gather(*handlers) == [width] * 12
+    assert most == 2
+
+
+async def test_a_full_worker_takes_lost_work_over_before_it_reads_new_work(fleet: Place) -> None:
+    ran: list[str] = []
+    go_on = asyncio.Event()
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name in ("long", "handed back") and not go_on.is_set():
+                await go_on.wait()
+            return StopEvent(result=ev.name)
+
+    full = await fleet.add_worker(Flow(), concurrency=1, sweep=timedelta(seconds=60))
+    handlers = [await fleet.client.start(Flow, name="long")]
+    await eventually(lambda: ran == ["long"], SOON)
+    leaving = await fleet.add_worker(Flow(), concurrency=1, drain_timeout=timedelta(0))
+    handlers.append(await fleet.client.start(Flow, name="handed back"))
+    await eventually(lambda: ran == ["long", "handed back"], SOON)
+    handlers += await fleet.client.start_many(Flow, [{"name": f"new {n}"} for n in range(3)])
+    leaving.stop()
+    await eventually(lambda: full._reclaim_is_due, SOON)  # it was told, and has no room
+    go_on.set()
+    assert await asyncio.gather(*handlers) == ["long", "handed back", "new 0", "new 1", "new 2"]
+    assert ran == ["long", "handed back", "handed back", "new 0", "new 1", "new 2"]
+
+
+async def test_what_a_read_brings_to_a_draining_worker_goes_back_unrun_and_uncounted(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    read = Consumer.read
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(1)
+            return StopEvent()
+
+    brought: list[Any] = []
+
+    async def read_late(self: Consumer, free: int) -> Any:
+        arrivals = await read(self, free)
+        if arrivals and not brought:
+            brought.extend(arrivals)
+            worker.stop()
+            await eventually(lambda: worker._draining, SOON)
+        return arrivals
+
+    monkeypatch.setattr(Consumer, "read", read_late)
+    worker = await fleet.add_worker(Flow())
+    handler = await fleet.client.start(Flow)
+    await eventually(lambda: len(brought) == 1, SOON)
+    await fleet.has_left(worker)
+    assert ran == []
+    (pending,) = await fleet.call(
+        "XPENDING", fleet.keys.stream("Flow", "StartEvent", "work"), "workers", "-", "+", 10
+    )
+    assert (pending[1], pending[3]) == (b"returned", 1)
+    await fleet.add_worker(Flow())
+    await handler
+    assert ran == [1]
