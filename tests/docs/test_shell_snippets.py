@@ -91,6 +91,8 @@ def problem_with_worker(arguments: list[str]) -> str:
 def problem_with_operator(arguments: list[str]) -> str:
     name, *rest = arguments
     command = operator_commands.commands.get(name)
+    if isinstance(command, click.Group):
+        name, command, rest = f"{name} {rest[0]}", command.commands.get(rest[0]), rest[1:]
     if command is None:
         return f"stepfleet {name}: no such command"
     return problem_with_options(f"stepfleet {name}", command, rest)

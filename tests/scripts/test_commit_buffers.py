@@ -50,7 +50,8 @@ def test_contributions_are_kept_in_the_order_of_their_commits(rig: Rig) -> None:
         Answer("applied", missing=2),
         Answer("applied", missing=1),
     ]
-    assert content(rig, run_id) == ({"version": "2", "n:A": "1", "n:B": "1"}, [b"a", b"b"])
+    expected = {"version": "2", "n:A": "1", "n:B": "1", "quota": "A 2 B 1"}
+    assert content(rig, run_id) == (expected, [b"a", b"b"])
 
 
 def test_what_completes_a_buffer_conflicts_with_its_version_and_length(rig: Rig) -> None:

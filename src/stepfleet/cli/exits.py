@@ -15,8 +15,10 @@ import click
 
 from stepfleet.errors import (
     ConnectionLost,
+    DecodeError,
     DefinitionError,
     IncompatibleServer,
+    RunError,
     StoreError,
     StoreRefused,
 )
@@ -24,7 +26,7 @@ from stepfleet.instrumentation import masked
 
 #: Drained, or nothing was left to do.
 OK: Final = 0
-#: A defect; the traceback is above.
+#: A defect, with its traceback above; or what was asked cannot be done, such as for a run that is not there.
 CRASHED: Final = 1
 #: The command line itself is wrong.
 USAGE: Final = 2
@@ -75,6 +77,9 @@ def _code_of(name: str, command: click.Command) -> int:
     except (DefinitionError, IncompatibleServer, StoreRefused) as error:
         complain(name, error)
         return CONFIG
+    except (RunError, DecodeError) as error:
+        complain(name, error)
+        return CRASHED
     except (ConnectionLost, StoreError) as error:
         complain(name, error)
         return UNAVAILABLE

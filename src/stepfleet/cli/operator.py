@@ -13,8 +13,14 @@ from typing import Final
 import click
 
 from stepfleet import __version__
+from stepfleet.cli.acl import acl
+from stepfleet.cli.dead import dead
 from stepfleet.cli.dev import dev
+from stepfleet.cli.doctor import doctor
 from stepfleet.cli.exits import run_program
+from stepfleet.cli.fleet_views import queues, workers
+from stepfleet.cli.runs import runs
+from stepfleet.cli.why import why
 from stepfleet.embedded.server import find_server_binary
 from stepfleet.errors import SettingsError
 
@@ -40,7 +46,8 @@ def show_version() -> None:
     click.echo(f"server    {server}")
 
 
-commands.add_command(dev)
+for command in (dev, runs, workers, queues, why, dead, doctor, acl):
+    commands.add_command(command)
 
 
 def main() -> None:

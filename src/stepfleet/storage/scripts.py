@@ -18,6 +18,7 @@ PARTS: Final = {
     "hand_back": ("prelude", "hand_back"),
     "due": ("prelude", "due"),
     "janitor": ("prelude", "janitor"),
+    "erase": ("prelude", "erase"),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from random import Random
 from typing import Any, Final, cast
 
@@ -43,6 +44,8 @@ BACK_OFF: Final = (0.1, 2.0)
 STUCK: Final = 30.0
 #: Seconds between two lines that say what a drain waits for.
 DRAIN_LINE: Final = 5.0
+#: What a worker tells of itself: the version of this package.
+VERSION: Final = version("stepfleet")
 #: Status under which a draining worker announces that it handed deliveries back.
 RETURNED: Final = "returned"
 
@@ -171,6 +174,8 @@ class Worker:
             "steps": sorted(
                 {f"{route.workflow}.{route.step}" for route in self._routes() if route.step}
             ),
+            "version": VERSION,
+            "lease": int(self._options.lease.total_seconds() * 1000),
             "concurrency": self._options.concurrency,
             "running": len(self._processor.held),
         }

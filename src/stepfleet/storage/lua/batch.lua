@@ -10,6 +10,7 @@ local opened                      -- field, value, ... to write to `open` at its
 local diverted                    -- its last event went to the waiters' stream only
 local missing                     -- events that a buffer still lacks after its append
 local appends                     -- what its expectations allow it to append, in order; and how many by buffer and type
+local asked                       -- buffer that gets its first event -> type, quota, ... that complete it
 local waiting                     -- hold list -> its length, where it matters
 local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
 local sizes                       -- hash -> its number of fields before this commit

@@ -57,7 +57,7 @@ end
 
 local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
-  opened, diverted, missing, appends = {}, false, nil, {}
+  opened, diverted, missing, appends, asked = {}, false, nil, {}, {}
   waiting, wanted, sizes = {}, {}, {}
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)

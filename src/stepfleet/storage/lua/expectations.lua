@@ -36,17 +36,20 @@ local EXPECT = {
   -- name, buffer, list, type, n, n times (type, quota): one more event of this type does not complete the buffer
   quota = function(j)
     local buffer, own, n = K[A[j + 1] + 0], A[j + 3], A[j + 4] + 0
-    local next_, lacks, fits = j + 5 + 2 * n, 0, false
+    local next_, lacks, fits, empty = j + 5 + 2 * n, 0, false, true
     for x = j + 5, next_ - 2, 2 do
       -- What this commit adds to the buffer itself counts as well.
       local added = appends[buffer .. '\n' .. A[x]] or 0
       local have, need = (rc('HGET', buffer, 'n:' .. A[x]) or 0) + added, A[x + 1] + 0
+      if have > 0 then empty = false end
       if A[x] == own and have < need then have, fits = have + 1, true end
       if have < need then lacks = lacks + need - have end
     end
     if fits and lacks == 0 then return next_, moved(A[j], A[j + 2] + 0, version_of(buffer)) end
     if fits then appends[buffer .. '\n' .. own] = (appends[buffer .. '\n' .. own] or 0) + 1 end
     appends[#appends + 1], missing = fits, lacks
+    -- The first event of a buffer leaves what it waits for, for whoever looks.
+    if fits and empty then asked[buffer] = table.concat(A, ' ', j + 5, next_ - 1) end
     return next_
   end,
   -- list, length: a staged result is whole

@@ -107,6 +107,7 @@ local WORD = {
         register(buffer)
         register(list)
       end
+      if asked[buffer] then rc('HSET', buffer, 'quota', asked[buffer]) end
       rc('HINCRBY', buffer, 'n:' .. A[j + 2], 1)
       rc('RPUSH', list, A[j + 3])
     end,

@@ -1,0 +1,237 @@
+"""`stepfleet doctor`: what is wrong with a fleet and its server, each finding with its cure. Layer: cli."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Final, NamedTuple
+
+import click
+
+from stepfleet.cli.exits import CRASHED, OK
+from stepfleet.cli.probe import look
+from stepfleet.cli.reach import Reach, json_option, reaches_fleet
+from stepfleet.cli.showing import ago, as_line
+from stepfleet.errors import IncompatibleServer, StoreRefused
+from stepfleet.storage.inspector import Inspector
+
+#: Milliseconds that this machine's clock may differ from Redis' before it is worth a word: time-outs
+#: and leases use Redis' clock, log lines and traces this machine's.
+SKEW_MS: Final = 5_000
+#: Share of maxmemory from which on it is worth a word.
+FULL: Final = 0.8
+#: Milliseconds that an entry may wait for a worker before it is worth a word.
+OLD_MS: Final = 60_000
+#: Orphaned keys that are named one by one.
+NAMED: Final = 5
+
+
+class Finding(NamedTuple):
+    """Something that was looked at."""
+
+    #: ok, warning or error.
+    level: str
+    about: str
+    text: str
+    cure: str = ""
+
+
+@click.command("doctor", short_help="Look for what is wrong, and say its cure.")
+@json_option
+@reaches_fleet
+async def doctor(reach: Reach, *, as_json: bool) -> int:
+    """Look at server, workers, queues and keys; exits with 1 when something is wrong."""
+    worst = OK
+    async with reach.inspector() as inspector:
+        async for finding in findings(inspector, reach.shown_url):
+            if finding.level == "error":
+                worst = CRASHED
+            if as_json:
+                click.echo(as_line(finding._asdict()))
+            else:
+                cure = f"\n         -> {finding.cure}" if finding.cure else ""
+                click.echo(f"{finding.level:7}  {finding.about}: {finding.text}{cure}")
+    return worst
+
+
+async def findings(inspector: Inspector, shown_url: str) -> AsyncGenerator[Finding]:
+    """Give everything that was looked at, fine or not.
+
+    Raises:
+        ConnectionLost: Redis does not answer.
+    """
+    for part in (_server, _memory, _rights, _clock, _workers, _queues, _keys):
+        try:
+            async for finding in part(inspector, shown_url):
+                yield finding
+        except StoreRefused as error:
+            about = part.__name__.removeprefix("_")
+            cure = "give this user the rights of `stepfleet acl --role operator`"
+            yield Finding("warning", about, f"could not be looked at: {error}", cure)
+
+
+async def _server(inspector: Inspector, shown_url: str) -> AsyncGenerator[Finding]:
+    try:
+        server = await look(inspector.link, url=shown_url)
+    except IncompatibleServer as error:
+        yield Finding("error", "server", str(error), "workers refuse to start on it")
+        return
+    yield Finding("ok", "server", f"{server.product} at {shown_url}")
+    for warning in server.warnings:
+        cure = "appendonly yes, appendfsync everysec" if "appendonly" in warning else ""
+        yield Finding("warning", "server", warning, cure)
+
+
+async def _memory(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    info = await _info(inspector, "memory")
+    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if not limit:
+        yield Finding(
+            "warning",
+            "memory",
+            "maxmemory is not set: a full machine kills Redis instead of refusing new runs",
+            "set maxmemory below the machine's memory, with maxmemory-policy noeviction",
+        )
+    elif used > FULL * limit:
+        yield Finding(
+            "error",
+            "memory",
+            f"{used / limit:.0%} of maxmemory is used: new runs will be refused when it is full",
+            "raise maxmemory, shorten STEPFLEET_RETENTION, or delete ended runs",
+        )
+    else:
+        yield Finding("ok", "memory", f"{used / limit:.0%} of maxmemory is used")
+
+
+async def _rights(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    """Ask for the commands whose absence would show only later, with keys that are not there."""
+    keys = inspector.keys
+    probes = {
+        "XPENDING": ("XPENDING", keys.dead, "no-such-group"),
+        "ZSCAN": ("ZSCAN", keys.timers, "0", "COUNT", 1),
+        "HGETALL": ("HGETALL", keys.workers),
+        "EVALSHA": ("EVALSHA", "0" * 40, 0),
+    }
+    replies = await inspector.link.calls(list(probes.values()))
+    missing = [
+        name
+        for name, reply in zip(probes, replies, strict=True)
+        if isinstance(reply, StoreRefused) and "NOPERM" in str(reply)
+    ]
+    if missing:
+        yield Finding(
+            "warning",
+            "rights",
+            f"this user may not call {', '.join(missing)}",
+            "`stepfleet acl` prints users with the rights that each role needs",
+        )
+    else:
+        yield Finding("ok", "rights", "this user may call what is needed")
+
+
+async def _clock(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    skew = await inspector.now_ms() - int(time.time() * 1000)
+    if abs(skew) > SKEW_MS:
+        yield Finding(
+            "warning",
+            "clock",
+            f"Redis is {ago(abs(skew))} {'ahead of' if skew > 0 else 'behind'} this machine: leases and "
+            "time-outs are right, times in logs and traces differ",
+            "let both take their time from NTP",
+        )
+    else:
+        yield Finding("ok", "clock", f"Redis and this machine differ by {ago(abs(skew))}")
+
+
+async def _workers(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    rows = await inspector.workers()
+    live = [row for row in rows if row.state == "live"]
+    silent = [row.consumer for row in rows if row.state == "silent"]
+    if not live:
+        yield Finding("warning", "workers", "no worker is live", "start a workflow-worker")
+    else:
+        yield Finding("ok", "workers", f"{len(live)} live")
+    if silent:
+        yield Finding(
+            "warning",
+            "workers",
+            f"silent since their lease ran out: {', '.join(silent)}",
+            "others take their work over; if they are stopped or cut off, end them",
+        )
+    versions = {str(row.about.get("version")) for row in live}
+    if len(versions) > 1:
+        yield Finding(
+            "warning",
+            "workers",
+            f"live workers have different versions of stepfleet: {', '.join(sorted(versions))}",
+            "fine during a roll-out",
+        )
+
+
+async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    rows = await inspector.workers()
+    served = {name for row in rows if row.state == "live" for name in row.about.get("steps", ())}
+    fine = True
+    for queue in await inspector.queues():
+        name = f"{queue.workflow}.{queue.step}"
+        waiting = queue.backlog + queue.in_flight
+        if waiting and queue.step and name not in served:
+            fine = False
+            yield Finding(
+                "error",
+                "queues",
+                f"{waiting} {queue.event_type} wait for {name}, which no live worker serves",
+                f"start a workflow-worker with {queue.workflow}",
+            )
+        elif queue.backlog and (queue.oldest_ms or 0) > OLD_MS:
+            fine = False
+            yield Finding(
+                "warning",
+                "queues",
+                f"{queue.backlog} {queue.event_type} wait for {name}, the oldest for "
+                f"{ago(queue.oldest_ms)}",
+                "start more workers, or raise --concurrency",
+            )
+    for stuck in await inspector.stuck():
+        fine = False
+        yield Finding(
+            "error",
+            "queues",
+            f"{stuck.deliveries} deliveries of {stuck.stream} belong to {stuck.consumer}, which has no lease",
+            "a live worker of that workflow takes them over within two leases: start one",
+        )
+    dead = 0
+    async for _letter in inspector.dead():
+        dead += 1
+    if dead:
+        yield Finding("warning", "queues", f"{dead} dead letters", "`stepfleet dead list` has them")
+    if fine:
+        yield Finding("ok", "queues", "everything that waits is served")
+
+
+async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    orphans, wrong = await inspector.orphans(), await inspector.wrong_types()
+    if orphans:
+        names = ", ".join(orphan.key for orphan in orphans[:NAMED])
+        more = f" and {len(orphans) - NAMED} more" if len(orphans) > NAMED else ""
+        yield Finding(
+            "error",
+            "keys",
+            f"keys of runs that are not there, and that never expire: {names}{more}",
+            "delete them with UNLINK; if they come again, report it",
+        )
+    if wrong:
+        yield Finding(
+            "error",
+            "keys",
+            f"these should be streams: {', '.join(wrong[:NAMED])}",
+            "something else writes under this namespace: give it another one",
+        )
+    if not orphans and not wrong:
+        yield Finding("ok", "keys", "no orphans")
+
+
+async def _info(inspector: Inspector, section: str) -> dict[str, str]:
+    reply: bytes = await inspector.link.call("INFO", section)
+    lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}

@@ -1,0 +1,90 @@
+"""`stepfleet workers` and `stepfleet queues`: who works, and what waits for whom. Layer: cli."""
+
+from __future__ import annotations
+
+import click
+
+from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
+from stepfleet.cli.showing import Row, ago, show
+from stepfleet.storage.inspector import Queue, WorkerRow, is_system
+
+
+@click.command("workers", short_help="List workers.")
+@json_option
+@watch_option
+@reaches_fleet
+async def workers(reach: Reach, *, as_json: bool, watch: float | None) -> None:
+    """List workers: live ones, silent ones (their lease ran out), dead ones (others took their work)."""
+    async with reach.inspector() as inspector:
+
+        async def render() -> None:
+            now_ms = await inspector.now_ms()
+            rows = [_worker(row, now_ms, as_json=as_json) for row in await inspector.workers()]
+            show(rows, as_json=as_json, empty="no worker is there")
+
+        await repeat(render, watch, clear=not as_json)
+
+
+@click.command("queues", short_help="List what waits and what runs, by step.")
+@click.option("--all", "everything", is_flag=True, help="Empty ones and the system's too.")
+@json_option
+@watch_option
+@reaches_fleet
+async def queues(reach: Reach, *, everything: bool, as_json: bool, watch: float | None) -> None:
+    """List, for each event type of each step: what no worker has taken, what runs, and the oldest age.
+
+    Deliveries that wait for a num_workers slot are not in a stream: `stepfleet why RUN` tells them.
+    """
+    async with reach.inspector() as inspector:
+
+        async def render() -> None:
+            served = {
+                name
+                for row in await inspector.workers()
+                if row.state == "live"
+                for name in row.about.get("steps", ())
+            }
+            rows = [
+                _queue(queue, served, as_json=as_json)
+                for queue in await inspector.queues()
+                if everything or queue.backlog or queue.in_flight
+            ]
+            show(rows, as_json=as_json, empty="nothing waits and nothing runs")
+
+        await repeat(render, watch, clear=not as_json)
+
+
+def _worker(row: WorkerRow, now_ms: int, *, as_json: bool) -> Row:
+    about = row.about
+    return {
+        "worker": row.consumer,
+        "state": row.state,
+        "last_sign_ms" if as_json else "last_sign": (
+            row.silent_ms if as_json else ago(row.silent_ms)
+        ),
+        "running": about.get("running"),
+        "concurrency": about.get("concurrency"),
+        "up_ms" if as_json else "up": _up(about.get("started"), now_ms, as_json=as_json),
+        "version": about.get("version"),
+        "workflows": sorted(about.get("workflows", {})),
+    }
+
+
+def _up(started: int | None, now_ms: int, *, as_json: bool) -> int | str | None:
+    if not started:
+        return None
+    up = max(0, now_ms - started)
+    return up if as_json else ago(up)
+
+
+def _queue(queue: Queue, served: set[str], *, as_json: bool) -> Row:
+    is_served = is_system(queue) or f"{queue.workflow}.{queue.step}" in served
+    return {
+        "workflow": queue.workflow,
+        "event": queue.event_type,
+        "step": queue.step or None,
+        "backlog": queue.backlog,
+        "in_flight": queue.in_flight,
+        "oldest_ms" if as_json else "oldest": queue.oldest_ms if as_json else ago(queue.oldest_ms),
+        "served": is_served if as_json else ("yes" if is_served else "by no live worker"),
+    }

@@ -1,0 +1,177 @@
+"""`stepfleet runs`: list, show, events, cancel, delete. Layer: cli."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import click
+
+from stepfleet.cli.reach import (
+    Reach,
+    confirm,
+    json_option,
+    reaches_fleet,
+    repeat,
+    watch_option,
+    yes_option,
+)
+from stepfleet.cli.showing import Row, ago, as_line, fields_of, moment, show, type_of
+from stepfleet.errors import RunNotFound
+from stepfleet.handler import RunStatus
+from stepfleet.storage.inspector import Inspector
+from stepfleet.storage.reader import RunRecord
+
+#: How a run can stand.
+STATUSES: Final = ("queued", "running", "completed", "failed", "cancelled", "timed_out")
+
+
+@click.group("runs", short_help="List, show, follow, cancel and delete runs.")
+def runs() -> None:
+    """Look at runs and act on them."""
+
+
+@runs.command("list", short_help="List runs: live ones by deadline, then the last to end.")
+@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES))
+@click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@json_option
+@watch_option
+@reaches_fleet
+async def list_runs(
+    reach: Reach,
+    *,
+    statuses: tuple[str, ...],
+    workflow: str | None,
+    limit: int,
+    as_json: bool,
+    watch: float | None,
+) -> None:
+    """List runs: live ones by deadline, then ended ones, the last to end first."""
+    async with reach.inspector() as inspector:
+
+        async def render() -> None:
+            now_ms = await inspector.now_ms()
+            rows: list[Row] = []
+            async for run_id, record in inspector.runs():
+                if statuses and record.status not in statuses:
+                    continue
+                if workflow is not None and record.workflow != workflow:
+                    continue
+                rows.append(_row(run_id, record, now_ms))
+                if len(rows) == limit:
+                    break
+            show(rows, as_json=as_json, empty="no such run is recorded")
+
+        await repeat(render, watch, clear=not as_json)
+
+
+@runs.command("show", short_help="Show one run.")
+@click.argument("run_id", metavar="RUN")
+@json_option
+@reaches_fleet
+async def show_run(reach: Reach, *, run_id: str, as_json: bool) -> None:
+    """Show what is recorded of one run. `stepfleet why RUN` says what it waits for."""
+    async with reach.client() as client:
+        status = await client.handler(run_id).status()
+    row = _details(status)
+    if as_json:
+        click.echo(as_line(row))
+        return
+    width = max(map(len, row))
+    for name, value in row.items():
+        if value is not None:
+            click.echo(f"{name.replace('_', ' '):{width}}  {value}")
+
+
+@runs.command("events", short_help="Print the public events of a run.")
+@click.argument("run_id", metavar="RUN")
+@click.option("--after", type=click.IntRange(0), default=0, help="Only those behind this sequence.")
+@click.option("-f", "--follow", is_flag=True, help="Wait for more, until the run ends.")
+@json_option
+@reaches_fleet
+async def show_events(
+    reach: Reach, *, run_id: str, after: int, follow: bool, as_json: bool
+) -> None:
+    """Print the public events of a run: sequence, type, fields."""
+    async with reach.client() as client:
+        handler = client.handler(run_id)
+        status = await handler.status()
+        if status.last_sequence <= after and not (follow and status.ended is None):
+            return
+        async for event in handler.stream_events(after=after):
+            seq, kind, fields = handler.last_sequence, type_of(event), fields_of(event)
+            if as_json:
+                click.echo(as_line({"seq": seq, "type": kind, "fields": fields}))
+            else:
+                click.echo(f"{seq:>6}  {kind}  {as_line(fields)}")
+            sys.stdout.flush()
+            if not follow and handler.last_sequence >= status.last_sequence:
+                return
+
+
+@runs.command("cancel", short_help="Cancel a live run.")
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@yes_option
+@reaches_fleet
+async def cancel(reach: Reach, *, run_ids: tuple[str, ...], yes: bool) -> None:
+    """Cancel live runs; their pending work is kept, so that they can be resumed."""
+    async with reach.client() as client:
+        for run_id in run_ids:
+            handler = client.handler(run_id)
+            status = await handler.status()
+            if status.ended is not None:
+                click.echo(f"{run_id}: has already ended ({status.status})")
+                continue
+            confirm(f"Cancel {run_id}, a run of {status.workflow}?", yes=yes)
+            await handler.cancel_run()
+            click.echo(f"{run_id}: {(await handler.status()).status}")
+
+
+@runs.command("delete", short_help="Delete an ended run and its keys.")
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@yes_option
+@reaches_fleet
+async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool) -> int:
+    """Delete ended runs now, before their retention passes: result, events, store and parked work."""
+    code = 0
+    async with reach.inspector() as inspector:
+        for run_id in run_ids:
+            record = await _record(inspector, run_id)
+            if record.ended_ms is None:
+                click.echo(f"{run_id}: is {record.status}: cancel it first", err=True)
+                code = 1
+                continue
+            confirm(f"Delete {run_id}, a run of {record.workflow} ({record.status})?", yes=yes)
+            await inspector.delete(run_id)
+            click.echo(f"{run_id}: deleted")
+    return code
+
+
+async def _record(inspector: Inspector, run_id: str) -> RunRecord:
+    (record,) = await inspector.reader.runs([run_id])
+    if record is None:
+        raise RunNotFound(
+            f"no run {run_id!r} is recorded in namespace {inspector.keys.namespace}: it was never "
+            "started here, or its retention has passed"
+        )
+    return record
+
+
+def _row(run_id: str, record: RunRecord, now_ms: int) -> Row:
+    end = record.ended_ms if record.ended_ms is not None else now_ms
+    return {
+        "run": run_id,
+        "workflow": record.workflow,
+        "status": record.status,
+        "started": moment(record.started_ms),
+        "took": ago(max(0, end - record.started_ms)),
+        "failed_step": record.step,
+    }
+
+
+def _details(status: RunStatus) -> dict[str, Any]:
+    row = status._asdict()
+    for name in ("started", "ended"):
+        row[name] = None if row[name] is None else row[name].isoformat(timespec="milliseconds")
+    return row

@@ -1,0 +1,353 @@
+"""What an operator sees: runs, queues, workers, dead letters, and who holds what. Reads only, but for `drop`.
+
+Nothing here is on the path of a step: it scans where a worker would never scan. Layer: storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+import msgpack
+
+from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.storage.keys import GROUP, SYSTEM, Keys
+from stepfleet.storage.link import Link
+from stepfleet.storage.reader import RunReader, RunRecord
+from stepfleet.storage.scripts import script
+from stepfleet.wire import Expiry, Promotion, decode_timer
+
+#: Runs, keys or dead letters per call.
+PAGE: Final = 500
+
+
+class Queue(NamedTuple):
+    """One stream: the events of one type for one step."""
+
+    workflow: str
+    #: `__sys`: events that somebody may wait for, and wake-ups.
+    event_type: str
+    step: str
+    #: Entries that no worker has taken.
+    backlog: int
+    #: Entries that workers have taken and not yet committed.
+    in_flight: int
+    #: Milliseconds since the oldest entry was added, None for an empty stream.
+    oldest_ms: int | None
+
+
+class WorkerRow(NamedTuple):
+    """What a worker tells of itself, and whether it lives."""
+
+    consumer: str
+    #: live, silent (the lease ran out, nobody has taken its work yet) or dead (others took its work).
+    state: str
+    #: Milliseconds of Redis time since its last sign of life; None when it cannot be told.
+    silent_ms: int | None
+    about: Mapping[str, Any]
+
+
+class DeadLetter(NamedTuple):
+    """An entry that was taken out of circulation."""
+
+    id: str
+    fields: Mapping[str, str]
+    #: The delivery as it stood in its stream, b"" when none was kept.
+    record: bytes
+
+
+class Taken(NamedTuple):
+    """Who has a stream entry."""
+
+    consumer: str
+    idle_ms: int
+    deliveries: int
+
+
+class TimerRow(NamedTuple):
+    """A timer of a run."""
+
+    member: str
+    due_in_ms: int
+    timer: Promotion | Expiry | None
+
+
+class Orphan(NamedTuple):
+    """A key of a run that is not there."""
+
+    key: str
+    run_id: str
+
+
+class Stuck(NamedTuple):
+    """Deliveries of a consumer that does not live."""
+
+    stream: str
+    consumer: str
+    deliveries: int
+
+
+class Inspector:
+    """Looks at one partition of one namespace."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self.link = link
+        self.keys = keys
+        self.reader = RunReader(link, keys)
+
+    # -- runs --------------------------------------------------------------------------------------
+
+    async def runs(self) -> AsyncGenerator[tuple[str, RunRecord]]:
+        """Give every recorded run: live ones by deadline, then ended ones, the last to end first."""
+        for command in (("ZRANGE", self.keys.live), ("ZREVRANGE", self.keys.ended)):
+            at = 0
+            while True:
+                found = await self.link.call(*command, at, at + PAGE - 1)
+                run_ids = [run_id.decode() for run_id in found]
+                records = await self.reader.runs(run_ids) if run_ids else []
+                for run_id, record in zip(run_ids, records, strict=True):
+                    if record is not None:
+                        yield run_id, record
+                if len(run_ids) < PAGE:
+                    break
+                at += PAGE
+
+    async def delete(self, run_id: str) -> bool:
+        """Delete an ended run with all of its keys; return False when it is live or not there.
+
+        Raises:
+            ConnectionLost, StoreRefused: as `Link.call`.
+        """
+        keys = self.keys
+        further = await self.link.call("SMEMBERS", keys.further(run_id))
+        owned = [
+            keys.run(run_id),
+            keys.ended,
+            keys.further(run_id),
+            keys.open(run_id),
+            keys.events(run_id),
+            keys.parked(run_id),
+            *(name.decode() for name in further),
+        ]
+        return bool(await self.link.script(script("erase"), owned, [run_id]))
+
+    # -- queues and workers ------------------------------------------------------------------------
+
+    async def queues(self) -> list[Queue]:
+        """Return every stream of every workflow, by name."""
+        names = sorted([name async for name in self.scan(f"{self.keys.tag}:s:*")])
+        now_ms = await self.now_ms()
+        queues: list[Queue] = []
+        for name in names:
+            length, pending, first = await self.link.calls(
+                [
+                    ("XLEN", name),
+                    ("XPENDING", name, GROUP),
+                    ("XRANGE", name, "-", "+", "COUNT", 1),
+                ]
+            )
+            if isinstance(length, StoreRefused):
+                continue  # no stream: `doctor` names it
+            taken = 0 if isinstance(pending, StoreRefused) else int(pending[0])
+            age = now_ms - int(first[0][0].split(b"-")[0]) if first else None
+            workflow, event_type, *step = name.removeprefix(f"{self.keys.tag}:s:").split(":")
+            queues.append(
+                Queue(
+                    workflow,
+                    event_type,
+                    step[0] if step else "",
+                    max(0, length - taken),
+                    taken,
+                    None if age is None else max(0, age),
+                )
+            )
+        return queues
+
+    async def workers(self) -> list[WorkerRow]:
+        """Return every worker that has left a trace, the living first."""
+        rows, leases, now = await self.link.calls(
+            [
+                ("HGETALL", self.keys.workers),
+                ("ZRANGE", self.keys.leases, 0, -1, "WITHSCORES"),
+                ("TIME",),
+            ]
+        )
+        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        ends = {name.decode(): float(score) for name, score in _pairs(leases)}
+        found: list[WorkerRow] = []
+        for name, data in _pairs(rows):
+            consumer, about = name.decode(), _about(data)
+            end = ends.get(consumer)
+            state = "silent" if end is None or 0 <= end <= now_ms else "live"
+            silent_ms: int | None = None
+            if end is not None and end < 0:
+                state, silent_ms = "dead", int(now_ms + end)
+            elif end is not None:
+                silent_ms = max(0, int(now_ms - end) + int(about.get("lease", 0)))
+            found.append(WorkerRow(consumer, state, silent_ms, about))
+        return sorted(found, key=lambda row: (("live", "silent", "dead").index(row.state), row))
+
+    async def taken(self, workflow: str, label: str, entry: str) -> Taken | None:
+        """Return who has an entry of a stream, None when nobody has taken it."""
+        stream = f"{self.keys.tag}:s:{workflow}:{label}"
+        (rows,) = await self.link.calls([("XPENDING", stream, GROUP, entry, entry, 1)])
+        if isinstance(rows, StoreRefused) or not rows:
+            return None
+        _, consumer, idle_ms, deliveries = rows[0]
+        return Taken(consumer.decode(), int(idle_ms), int(deliveries))
+
+    async def slots(self, run_id: str) -> dict[str, int]:
+        """Return how many deliveries of each step are in streams or held, by step."""
+        rows = await self.link.call("HGETALL", self.keys.run(run_id))
+        return {name[2:].decode(): int(n) for name, n in _pairs(rows) if name.startswith(b"s:")}
+
+    async def quotas(self, run_id: str, buffers: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Return how many events of each type the buffers wait for, by buffer."""
+        names = [self.keys.buffer(run_id, buffer)[0] for buffer in buffers]
+        replies = await self.link.calls([("HGET", name, "quota") for name in names])
+        found: dict[str, dict[str, int]] = {}
+        for buffer, reply in zip(buffers, replies, strict=True):
+            parts = reply.decode().split(" ") if isinstance(reply, bytes) else []
+            found[buffer] = {name: int(n) for name, n in zip(parts[::2], parts[1::2], strict=True)}
+        return found
+
+    async def timers(self, run_id: str) -> list[TimerRow]:
+        """Return the timers of a run, the next first."""
+        now_ms, cursor = await self.now_ms(), b"0"
+        found: list[TimerRow] = []
+        while True:
+            cursor, rows = await self.link.call(
+                "ZSCAN", self.keys.timers, cursor, "MATCH", f"{_literal(run_id)}/*", "COUNT", PAGE
+            )
+            members = {name.decode(): int(float(due)) for name, due in _pairs(rows)}
+            data = await self.link.call("HMGET", self.keys.timer_data, *members) if members else ()
+            for (member, due), raw in zip(members.items(), data, strict=True):
+                try:
+                    timer = None if raw is None else decode_timer(raw)
+                except DecodeError:
+                    timer = None
+                found.append(TimerRow(member, due - now_ms, timer))
+            if cursor == b"0":
+                return sorted(set(found), key=lambda row: (row.due_in_ms, row.member))
+
+    async def queued_for_place(self, workflow: str, step: str, run_id: str) -> int | None:
+        """Return a run's place, from 1, in the queue for `max_concurrency`; None when it is not there."""
+        rows = await self.link.call("LRANGE", f"{self.keys.gauge(workflow, step)}:queue", 0, -1)
+        waiting = [row.decode() for row in rows]
+        return waiting.index(run_id) + 1 if run_id in waiting else None
+
+    async def lock(self, run_id: str) -> int | None:
+        """Return the milliseconds left of the edit lock of a run, None when nobody edits."""
+        left = await self.link.call("PTTL", self.keys.lock(run_id))
+        return left if left > 0 else None
+
+    # -- dead letters ------------------------------------------------------------------------------
+
+    async def dead(self, run_id: str | None = None) -> AsyncGenerator[DeadLetter]:
+        """Give the dead letters, of one run or of all, the last first."""
+        end = "+"
+        while True:
+            rows = await self.link.call("XREVRANGE", self.keys.dead, end, "-", "COUNT", PAGE)
+            for row in rows:
+                letter = _letter(row)
+                if run_id is None or letter.fields.get("run") == run_id:
+                    yield letter
+            if len(rows) < PAGE:
+                return
+            end = f"({rows[-1][0].decode()}"
+
+    async def letter(self, letter_id: str) -> DeadLetter | None:
+        """Return one dead letter."""
+        rows = await self.link.call("XRANGE", self.keys.dead, letter_id, letter_id)
+        return _letter(rows[0]) if rows else None
+
+    async def drop(self, letter_id: str) -> bool:
+        """Delete one dead letter; the work that its run parked stays."""
+        return bool(await self.link.call("XDEL", self.keys.dead, letter_id))
+
+    # -- what should not be there ------------------------------------------------------------------
+
+    async def orphans(self, limit: int = 100) -> list[Orphan]:
+        """Return keys of runs that have no record and no time to live."""
+        prefix, found = f"{self.keys.tag}:run:", list[Orphan]()
+        async for name in self.scan(f"{prefix}*"):
+            run_id, _, rest = name.removeprefix(prefix).partition(":")
+            if not rest:
+                continue
+            known, left = await self.link.calls([("EXISTS", self.keys.run(run_id)), ("PTTL", name)])
+            if not known and left == -1:
+                found.append(Orphan(name, run_id))
+                if len(found) == limit:
+                    break
+        return found
+
+    async def stuck(self) -> list[Stuck]:
+        """Return deliveries of consumers that have no lease, although a worker should have taken them over."""
+        leases = await self.link.call("ZRANGE", self.keys.leases, 0, -1)
+        known = {name.decode() for name in leases}
+        found: list[Stuck] = []
+        async for name in self.scan(f"{self.keys.tag}:s:*"):
+            (rows,) = await self.link.calls([("XPENDING", name, GROUP)])
+            if isinstance(rows, StoreRefused) or not rows[0]:
+                continue
+            for consumer, count in rows[3] or ():
+                if consumer.decode() not in known:
+                    found.append(Stuck(name, consumer.decode(), int(count)))
+        return found
+
+    async def wrong_types(self) -> list[str]:
+        """Return keys of streams that are no streams."""
+        names = [name async for name in self.scan(f"{self.keys.tag}:s:*")]
+        types = await self.link.calls([("TYPE", name) for name in names])
+        return [name for name, kind in zip(names, types, strict=True) if kind != b"stream"]
+
+    # -- the server --------------------------------------------------------------------------------
+
+    async def now_ms(self) -> int:
+        """Return Redis' time in milliseconds."""
+        seconds, micros = await self.link.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def scan(self, pattern: str) -> AsyncGenerator[str]:
+        """Give the names of keys that match a pattern; slow on a server with many keys."""
+        cursor, seen = b"0", set[str]()
+        while True:
+            cursor, names = await self.link.call("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
+            for name in {name.decode() for name in names} - seen:
+                seen.add(name)
+                yield name
+            if cursor == b"0":
+                return
+
+
+def is_system(queue: Queue) -> bool:
+    """Whether a queue is the system stream of its workflow."""
+    return queue.event_type == SYSTEM
+
+
+def _literal(text: str) -> str:
+    """Return `text` so that a pattern takes it as it stands: run ids have no other special characters."""
+    return text.replace("[", "\\[")
+
+
+def _about(data: bytes) -> dict[str, Any]:
+    try:
+        about = msgpack.unpackb(data)
+    except Exception:  # noqa: BLE001 - whatever msgpack says of bytes that a stranger wrote
+        return {}
+    return cast("dict[str, Any]", about) if isinstance(about, dict) else {}
+
+
+def _letter(row: Sequence[Any]) -> DeadLetter:
+    entry, values = row
+    fields = dict(_pairs(values))
+    record = fields.pop(b"record", b"")
+    return DeadLetter(
+        entry.decode(),
+        {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()},
+        record,
+    )
+
+
+def _pairs(rows: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(rows[::2], rows[1::2], strict=True))

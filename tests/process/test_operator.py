@@ -1,0 +1,378 @@
+"""`stepfleet`: what an operator sees of a fleet of processes, and what each command does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+from redis.exceptions import NoPermissionError
+
+from stepfleet import Client
+from stepfleet.cli.acl import ROLES, user
+from stepfleet.cli.exits import CRASHED, OK, UNAVAILABLE
+from stepfleet.cli.operator import commands
+from stepfleet.errors import DeadLettered
+from tests.support.programs import OPERATOR, PATIENCE, WORKER, Program
+from tests.support.servers import RedisServer, available_binaries, free_port
+from tests.support.wait import wait_until
+
+BINARY = next(iter(available_binaries().values()))
+FLOWS = "tests.support.operated:FLOWS"
+LEASE = 1
+
+Start = Callable[..., Program]
+Operator = Callable[..., Result]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(BINARY, tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def start_worker(server: RedisServer, tmp_path: Path) -> Iterator[Start]:
+    workers: list[Program] = []
+
+    def start(*arguments: object) -> Program:
+        settings = {"STEPFLEET_REDIS_URL": server.url, "STEPFLEET_SWEEP": "0.5s"}
+        worker = Program(WORKER, *arguments, "--lease", f"{LEASE}s", folder=tmp_path, **settings)
+        workers.append(worker)
+        wait_until(lambda: "worker is ready" in worker.out, PATIENCE)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.end()
+
+
+@pytest.fixture
+def operator(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    monkeypatch.setenv("STEPFLEET_REDIS_URL", server.url)
+
+    def run(line: str, **more: Any) -> Result:
+        return CliRunner().invoke(commands, line.split(), standalone_mode=False, **more)
+
+    return run
+
+
+def started(server: RedisServer, *names: str) -> None:
+    """Starts a run of each workflow, with the workflow's name as its id."""
+
+    async def main() -> None:
+        async with Client(server.url) as client:
+            for name in names:
+                await client.start(name, run_id=name)
+
+    asyncio.run(main())
+
+
+def ended(server: RedisServer, run_id: str) -> Any:
+    async def main() -> Any:
+        async with Client(server.url) as client, asyncio.timeout(PATIENCE):
+            return await client.handler(run_id)
+
+    return asyncio.run(main())
+
+
+def says(operator: Operator, line: str, *parts: str) -> None:
+    """Asserts that a command comes to say all of this."""
+    seen = ""
+
+    def said() -> bool:
+        nonlocal seen
+        seen = operator(line).output
+        return all(part in seen for part in parts)
+
+    try:
+        wait_until(said, PATIENCE)
+    except AssertionError:
+        pytest.fail(f"`{line}` says:\n{seen}\nand not {parts}")
+
+
+def rows_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.output.splitlines()]
+
+
+# -- why ---------------------------------------------------------------------------------------------
+
+
+def test_why_names_the_step_that_no_live_worker_serves(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS, "--exclude-steps", "work")
+    started(server, "Slow")
+    says(
+        operator,
+        "why Slow",
+        "2 Item for step work wait: no live worker serves step work of workflow Slow",
+        "Start a workflow-worker",
+    )
+
+
+def test_why_names_a_paused_worker_that_holds_slots(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    worker = start_worker(FLOWS)
+    started(server, "Slow")
+    says(operator, "why Slow", "has been running for", f":{worker.pid}:")
+    worker.process.send_signal(signal.SIGSTOP)
+    says(
+        operator,
+        "why Slow",
+        "which has given no sign of life for",
+        f":{worker.pid}:",
+        "3 events wait for a slot: step work has num_workers=2, and 2 of its slots are taken",
+    )
+    says(operator, "workers", "silent")
+
+
+def test_why_says_what_a_join_lacks_when_a_branch_returned_none(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Joining")
+    says(
+        operator,
+        "why Joining",
+        "Step join has collected 2 Done of 3, and lacks 1 Done. Nothing that is pending can bring it",
+        "returned None",
+    )
+
+
+def test_why_names_the_event_that_a_human_owes(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Human")
+    says(
+        operator,
+        "why Human",
+        "Step ask waits for 59m",
+        "for an event of type HumanResponseEvent (waiter approval)",
+    )
+
+
+def test_why_names_a_back_off_and_its_attempt(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Failing")
+    says(operator, "why Failing", "Step fall waits 9m", "for its next attempt (attempt 2)")
+
+
+@pytest.mark.timeout(120)
+def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_dropped(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)  # takes over what the dead leave, and serves another workflow
+    started_by_hand = [start_worker("tests.support.operated:DEADLY") for _ in range(3)]
+
+    async def poisoned() -> None:
+        async with Client(server.url) as client, asyncio.timeout(PATIENCE):
+            with pytest.raises(DeadLettered):
+                await (await client.start("Deadly", run_id="deadly"))
+
+    # Each of the three dies of it; the fourth finds that it was lost three times.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        end = thread.submit(lambda: asyncio.run(poisoned()))
+        for worker in started_by_hand:
+            assert worker.code() == 137
+        start_worker("tests.support.operated:DEADLY")
+        end.result(PATIENCE)
+    says(operator, "why deadly", "it has failed in step kill", "is a dead letter", "died 3 times")
+    (letter,) = rows_of(operator("dead list --json"))
+    assert (letter["run"], letter["workflow"], letter["step"]) == ("deadly", "Deadly", "kill")
+    says(operator, f"dead show {letter['id']}", "StartEvent", "event fields")
+    assert operator(f"dead drop {letter['id']} -y").output == f"{letter['id']}: deleted\n"
+    assert operator("dead list --json").output == ""
+
+
+def test_why_says_of_an_ended_run_how_it_ended(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Quick")
+    assert ended(server, "Quick") == "quick"
+    assert operator("why Quick").output == "The run waits for nothing: it has completed.\n"
+
+
+# -- runs --------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_shown_followed_cancelled_and_deleted(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Quick", "Human")
+    assert ended(server, "Quick") == "quick"
+    by_id = {row["run"]: row for row in rows_of(operator("runs list --json"))}
+    assert {name: row["status"] for name, row in by_id.items()} == {
+        "Quick": "completed",
+        "Human": "running",
+    }
+    assert [row["run"] for row in rows_of(operator("runs list --status running --json"))] == [
+        "Human"
+    ]
+    assert operator("runs list --workflow Other").stderr == "no such run is recorded\n"
+    says(operator, "runs show Quick", "workflow       Quick", "status         completed")
+    events = rows_of(operator("runs events Quick --follow --json"))
+    assert [(row["seq"], row["type"]) for row in events] == [(1, "Done"), (2, "StopEvent")]
+    assert events[0]["fields"] == {"n": 1}
+    refused = operator("runs delete Human -y")
+    assert (refused.return_value, refused.stderr) == (
+        CRASHED,
+        "Human: is running: cancel it first\n",
+    )
+    assert operator("runs cancel Human -y").output == "Human: cancelled\n"
+    assert operator("runs cancel Human -y").output == "Human: has already ended (cancelled)\n"
+    with redis.Redis(port=server.port) as raw:
+        assert operator("runs delete Human Quick -y").output == "Human: deleted\nQuick: deleted\n"
+        assert list(raw.scan_iter("*:run:*")) == []
+    assert operator("runs list --json").output == ""
+
+
+def test_destructive_commands_ask_and_do_nothing_without_an_answer(
+    server: RedisServer, start_worker: Start, tmp_path: Path
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Human")
+    refused = Program(
+        OPERATOR, "runs", "cancel", "Human", folder=tmp_path, STEPFLEET_REDIS_URL=server.url
+    )
+    assert refused.code() == 2
+    assert "Cancel Human, a run of Human? Nobody is here to ask: say -y" in refused.err
+    shown = Program(
+        OPERATOR, "runs", "show", "Human", folder=tmp_path, STEPFLEET_REDIS_URL=server.url
+    )
+    assert shown.code() == OK
+    assert "running" in shown.out
+
+
+def test_a_run_that_is_not_there_and_a_redis_that_is_away_are_one_line_on_stderr(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    asked = Program(OPERATOR, "why", "nobody", folder=tmp_path, STEPFLEET_REDIS_URL=server.url)
+    assert asked.code() == CRASHED
+    assert asked.err == "stepfleet: no run 'nobody' is recorded in namespace default\n"
+    away = f"redis://:geheim@127.0.0.1:{free_port()}"
+    unheard = Program(OPERATOR, "runs", "list", folder=tmp_path, STEPFLEET_REDIS_URL=away)
+    assert unheard.code() == UNAVAILABLE
+    assert unheard.err.count("\n") == 1
+    assert "geheim" not in unheard.err
+
+
+# -- the fleet ---------------------------------------------------------------------------------------
+
+
+def test_queues_tell_what_waits_what_runs_and_whether_somebody_serves_it(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Slow")
+
+    def row() -> dict[str, Any]:
+        rows = rows_of(operator("queues --json"))
+        return next((row for row in rows if row["step"] == "work"), {})
+
+    wait_until(lambda: row().get("in_flight") == 2, PATIENCE)
+    assert row() | {"oldest_ms": 0} == {
+        "workflow": "Slow",
+        "event": "Item",
+        "step": "work",
+        "backlog": 0,
+        "in_flight": 2,
+        "oldest_ms": 0,
+        "served": True,
+    }
+    assert row()["oldest_ms"] > 0
+
+
+def test_the_doctor_finds_an_orphan_a_wrong_type_and_a_step_that_nobody_serves(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    healthy = operator("doctor --json")
+    assert healthy.return_value == OK
+    assert {row["level"] for row in rows_of(healthy)} <= {"ok", "warning"}
+    worker = start_worker(FLOWS)
+    started(server, "Slow")
+    says(operator, "queues", "Item")
+    worker.end()
+    with redis.Redis(port=server.port) as raw:
+        raw.hset("{default:0}:run:gone:store", "k", "v")
+        raw.set("{default:0}:s:Other:Event:step", "no stream")
+    says(operator, "doctor", "for Slow.work, which no live worker serves")
+    ill = operator("doctor --json")
+    assert ill.return_value == CRASHED
+    errors = {row["about"]: row for row in rows_of(ill) if row["level"] == "error"}
+    assert errors.keys() == {"queues", "keys"}
+    assert all(row["cure"] for row in errors.values())
+    assert "{default:0}:run:gone:store" in ill.output
+    assert "{default:0}:s:Other:Event:step" in ill.output
+
+
+def test_watch_shows_again_and_again(server: RedisServer, tmp_path: Path) -> None:
+    watching = Program(
+        OPERATOR,
+        *("queues", "--all", "--json", "--watch", "0.2"),
+        folder=tmp_path,
+        STEPFLEET_REDIS_URL=server.url,
+        PYTHONUNBUFFERED=1,
+    )
+    with redis.Redis(port=server.port) as raw:
+        raw.xadd("{default:0}:s:Some:Event:step", {"a": "b"})
+        wait_until(lambda: watching.out.count("Some") >= 3, PATIENCE)
+    watching.press_ctrl_c()
+    assert watching.code() == 130
+
+
+# -- rights ------------------------------------------------------------------------------------------
+
+
+def test_a_worker_and_a_producer_get_by_with_the_rights_of_their_roles(
+    server: RedisServer, start_worker: Start, tmp_path: Path
+) -> None:
+    with redis.Redis(port=server.port) as raw:
+        for role in ROLES:
+            assert raw.execute_command(*user(role, "default", password="word").split()) == b"OK"
+        raw.execute_command("ACL", "SETUSER", "default", "off")
+    address = f"127.0.0.1:{server.port}"
+    worker = Program(
+        WORKER,
+        FLOWS,
+        folder=tmp_path,
+        STEPFLEET_REDIS_URL=f"redis://stepfleet-worker:word@{address}",
+    )
+    try:
+        wait_until(lambda: "worker is ready" in worker.out, PATIENCE)
+        assert "NOPERM" not in worker.out
+
+        async def main() -> Any:
+            async with Client(f"redis://stepfleet-producer:word@{address}") as client:
+                return await (await client.start("Quick", run_id="quick"))
+
+        assert asyncio.run(main()) == "quick"
+        viewer = f"redis://stepfleet-viewer:word@{address}"
+        runner = CliRunner()
+        for line in ("runs list", "workers", "queues", "why quick", "runs show quick", "dead list"):
+            shown = runner.invoke(commands, [*line.split(), "--redis-url", viewer])
+            assert shown.exit_code == OK, (line, shown.output, shown.exception)
+        with redis.Redis.from_url(viewer) as raw, pytest.raises(NoPermissionError):
+            raw.delete("{default:0}:run:quick")
+        with redis.Redis.from_url(viewer) as raw, pytest.raises(NoPermissionError):
+            raw.hgetall("{other:0}:run:quick")
+        operating = f"redis://stepfleet-operator:word@{address}"
+        line = ["runs", "delete", "quick", "-y", "--redis-url", operating]
+        assert runner.invoke(commands, line).output == "quick: deleted\n"
+    finally:
+        worker.end()

@@ -1,0 +1,82 @@
+"""Workflows that get stuck in one way each, for the operator's tool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
+from stepfleet.events import HumanResponseEvent
+from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_fixed
+
+
+class Item(Event):
+    n: int
+
+
+class Done(Event):
+    n: int
+
+
+class Joining(Workflow):
+    """One of three branches returns None."""
+
+    @step
+    async def spread(self, ev: StartEvent, ctx: Context) -> Item | None:
+        for n in range(3):
+            ctx.send_event(Item(n=n))
+
+    @step
+    async def work(self, ev: Item) -> Done | None:
+        return None if ev.n == 1 else Done(n=ev.n)
+
+    @step
+    async def join(self, ev: Done, ctx: Context) -> StopEvent | None:
+        done = ctx.collect_events(ev, [Done] * 3)
+        return StopEvent(result=len(done)) if done else None
+
+
+class Slow(Workflow):
+    """Both slots of a step are taken for long."""
+
+    @step
+    async def spread(self, ev: StartEvent, ctx: Context) -> Item | None:
+        for n in range(5):
+            ctx.send_event(Item(n=n))
+
+    @step(num_workers=2)
+    async def work(self, ev: Item, ctx: Context) -> StopEvent:
+        ctx.write_event_to_stream(Done(n=ev.n))
+        await asyncio.sleep(600)
+        return StopEvent(result=ev.n)
+
+
+class Human(Workflow):
+    @step
+    async def ask(self, ev: StartEvent, ctx: Context) -> StopEvent:
+        answer = await ctx.wait_for_event(HumanResponseEvent, waiter_id="approval", timeout=3600)
+        return StopEvent(result=answer.get("word"))
+
+
+class Failing(Workflow):
+    @step(retry_policy=retry_policy(wait=wait_fixed(600), stop=stop_after_attempt(3)))
+    async def fall(self, ev: StartEvent) -> StopEvent:
+        raise ValueError("the floor is wet")
+
+
+class Deadly(Workflow):
+    @step
+    async def kill(self, ev: StartEvent) -> StopEvent:
+        os._exit(137)
+
+
+class Quick(Workflow):
+    @step
+    async def only(self, ev: StartEvent, ctx: Context) -> StopEvent:
+        ctx.write_event_to_stream(Done(n=1))
+        return StopEvent(result="quick")
+
+
+FLOWS = {flow.__name__: flow(timeout=None) for flow in (Joining, Slow, Human, Failing, Quick)}
+#: Served only by workers of their own.
+DEADLY = {"Deadly": Deadly(timeout=None)}
