@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args, overload
 from pydantic import BaseModel
 
 from stepfleet.collect import Collect
+from stepfleet.deprecation import warn_once
 from stepfleet.errors import WorkflowValidationError
 from stepfleet.events import Event, StepFailedEvent
 from stepfleet.resource import ResourceDefinition
@@ -59,6 +60,8 @@ class StepConfig:
     skip_graph_checks: frozenset[str]
     accept_event_subclasses: bool
     resources: tuple[ResourceDefinition, ...] = ()
+    #: An old form: the state is loaded before the step starts, for `ctx.data`.
+    pass_context: bool = False
     role: StepRole = "step"
     #: Of a `catch_error` step: the steps whose failures it handles; None: all that no other handles.
     catch_error_for_steps: tuple[str, ...] | None = None
@@ -98,6 +101,7 @@ def step(
     timeout: float | timedelta | None = None,
     skip_graph_checks: Iterable[StepGraphCheck] | None = None,
     accept_event_subclasses: bool = False,
+    pass_context: bool | None = None,
 ) -> Callable[[_FunctionT], _FunctionT]: ...
 
 
@@ -112,6 +116,7 @@ def step(
     timeout: float | timedelta | None = None,
     skip_graph_checks: Iterable[StepGraphCheck] | None = None,
     accept_event_subclasses: bool = False,
+    pass_context: bool | None = None,
 ) -> _FunctionT | Callable[[_FunctionT], _FunctionT]:
     """Mark a method, or with `workflow=` a free function, as a step of a workflow.
 
@@ -121,6 +126,8 @@ def step(
     Raises:
         WorkflowValidationError: when the signature or an argument cannot work.
     """
+    if pass_context is not None:
+        warn_once("@step(pass_context=...)", "@step and a parameter annotated with Context")
 
     def decorate(function: _FunctionT) -> _FunctionT:
         make_step_function(
@@ -132,6 +139,9 @@ def step(
             skip_graph_checks=skip_graph_checks,
             accept_event_subclasses=accept_event_subclasses,
         )
+        if pass_context:
+            config = required_step_config(function)
+            vars(function)["_step_config"] = replace(config, pass_context=True)
         if workflow is not None:
             workflow.add_step(function)
         elif is_free_function(function):

@@ -78,6 +78,7 @@ class StepSpec:
     skip_graph_checks: frozenset[str]
     accept_event_subclasses: bool
     resources: tuple[ResourceDefinition, ...] = ()
+    pass_context: bool = False
     #: Of a `catch_error` step.
     handler: CatchErrorHandler | None = None
 
@@ -229,6 +230,7 @@ def _spec(name: str, function: Callable[..., Any]) -> StepSpec:
         skip_graph_checks=config.skip_graph_checks,
         accept_event_subclasses=config.accept_event_subclasses,
         resources=config.resources,
+        pass_context=config.pass_context,
         handler=_handler(name, config),
     )
 

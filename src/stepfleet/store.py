@@ -195,6 +195,11 @@ class StateStore(Generic[StateT]):
             }
             await edit.save(changed, [name for name in original if name not in after])
 
+    async def load(self) -> LoadedState:
+        """Return the whole state for code that cannot await."""
+        state = self._assemble(await self._port.read(None))
+        return LoadedState(self._port, _fields(state))
+
     def _refuse_inside_edit(self) -> None:
         # Only the code inside the block, and the tasks it starts: writers elsewhere wait for its end.
         if _edited.get() is self:
@@ -230,6 +235,32 @@ class StateStore(Generic[StateT]):
                 # Not by setattr: a key may have the name of a method.
                 state.__pydantic_extra__[name] = value
         return state
+
+
+class LoadedState:
+    """The state as a dictionary; `save` writes what was changed in it."""
+
+    def __init__(self, port: StorePort, values: dict[str, Any]) -> None:
+        self.values = values
+        self._port = port
+        self._original = {name: port.copy(value) for name, value in values.items()}
+
+    async def refresh(self, name: str) -> None:
+        """Take over one value that was written past this dictionary."""
+        for name_, stored in (await self._port.read([name])).items():
+            self.values[name_] = stored.value
+            self._original[name_] = self._port.copy(stored.value)
+
+    async def save(self) -> None:
+        """Write what was changed."""
+        changed = {
+            name: value
+            for name, value in self.values.items()
+            if name not in self._original or not self._port.same(self._original[name], value)
+        }
+        removed = [name for name in self._original if name not in self.values]
+        if changed or removed:
+            await self._port.write(changed, removed)
 
 
 def _declared_only(state_type: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
 from pydantic import BaseModel
 
@@ -27,11 +27,13 @@ from stepfleet.decorators import (
     seconds_or_none,
     step_config_of,
 )
+from stepfleet.deprecation import warn_once
 from stepfleet.errors import WorkflowRuntimeError, WorkflowValidationError
 from stepfleet.events import Event, StartEvent, StopEvent
 from stepfleet.graph import GRAPH_CHECKS, Graph, build_graph, check_graph, uses_human_input
 from stepfleet.handler import WorkflowHandler
 from stepfleet.resource import ResourceManager, config_problems
+from stepfleet.stepwise import Stepped, Stepwise
 
 #: Seconds after which a run ends in an error, unless its workflow says otherwise.
 DEFAULT_TIMEOUT = 45.0
@@ -98,7 +100,11 @@ class Workflow:
     _passed_checks: ClassVar[set[frozenset[str]]] = set()
     _default_runtime: ClassVar[RuntimeFactory | None] = None
 
+    #: Made by `Workflow(...)` itself: its steps are added to it, and checked when it runs.
+    _is_bare: ClassVar[bool] = False
+
     _constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _stepwise: Stepwise | None = None
 
     def __init_subclass__(cls, *, types: Iterable[type] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,8 +116,15 @@ class Workflow:
         cls._passed_checks = set()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the arguments of the outermost constructor, which are visible only here."""
-        self = super().__new__(cls)
+        """Keep the arguments of the outermost constructor, which are visible only here.
+
+        Every `Workflow(...)` is of a class of its own, which `@step(workflow=...)` adds steps to.
+        """
+        if cls is Workflow:
+            own = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_is_bare": True}
+            self = super().__new__(cast("type[Self]", type(cls.__name__, (cls,), own)))
+        else:
+            self = super().__new__(cls)
         self._constructor_arguments = (args, kwargs)
         return self
 
@@ -140,7 +153,8 @@ class Workflow:
         self._workflow_name = workflow_name
         self._skip_graph_checks = checked_graph_checks(skip_graph_checks, valid=GRAPH_CHECKS)
         self._serializer = serializer
-        self._class_graph(type(self).__name__)
+        if not self._is_bare:
+            self._class_graph(type(self).__name__)
 
     @classmethod
     def add_step(cls, func: StepFunction) -> None:
@@ -255,6 +269,52 @@ class Workflow:
         event = self.start_event_of(start_event, kwargs)
         return self.runtime.submit(self, event, run_id=run_id, ctx=ctx)
 
+    # -- old forms -------------------------------------------------------------------------------
+
+    def send_event(self, message: Event, step: str | None = None) -> None:
+        """Send an event from inside a step; the old name of `ctx.send_event`.
+
+        Raises:
+            WorkflowRuntimeError: no step is running here.
+        """
+        warn_once("self.send_event", "ctx.send_event")
+        Context[Any].get_step_context().send_event(message, step)
+
+    def run_step(self, **kwargs: Any) -> Stepped:
+        """Let one execution of a step go, in this process; the first call starts the run.
+
+        Await it for what the step returned, or go on: `is_done()` and `get_result()` wait for it.
+
+        Raises:
+            WorkflowRuntimeError: `run()` goes to a server.
+        """
+        if self._stepwise is None or self._stepwise.is_done():
+            self._stepwise = Stepwise(lambda: self._run_here(kwargs))
+        return self._stepwise.step()
+
+    def is_done(self) -> bool:
+        """Whether the run of `run_step()` has ended; it has when there is none."""
+        return self._stepwise is None or self._stepwise.is_done()
+
+    def get_result(self) -> Any:
+        """Return the result of the run of `run_step()`.
+
+        Raises:
+            WorkflowRuntimeError: there is no run, or it goes on.
+            Exception: the error that ended the run.
+        """
+        if self._stepwise is None:
+            raise WorkflowRuntimeError("There is no run: call run_step() until is_done().")
+        return self._stepwise.result()
+
+    def _run_here(self, fields: dict[str, Any]) -> WorkflowHandler:
+        if not getattr(self.runtime, "in_process", False):
+            raise WorkflowRuntimeError(
+                "run_step() stops before every step, so it runs in this process only: give the "
+                "workflow no runtime= and leave STEPFLEET_REDIS_URL empty."
+            )
+        return self.run(**fields)
+
     @classmethod
     def start_event_of(cls, given: object, fields: dict[str, Any]) -> StartEvent:
         """Return the start event of a run that is given one, or the fields of one.
@@ -341,6 +401,11 @@ def options_of(workflow: Workflow) -> WorkflowOptions:
 def resource_manager_of(workflow: Workflow) -> ResourceManager:
     """Return what makes and keeps the resources of a workflow instance."""
     return workflow._resource_manager  # pyright: ignore[reportPrivateUsage]
+
+
+def stepwise_of(workflow: Workflow) -> Stepwise | None:
+    """Return the run that stops before every step, if the instance has one."""
+    return workflow._stepwise  # pyright: ignore[reportPrivateUsage]
 
 
 def _refuse(what: str, problems: Sequence[str]) -> None:

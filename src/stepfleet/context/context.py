@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
+from stepfleet.context.old_forms import OldForms
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.retry_policy import RetryInfo
@@ -81,7 +82,7 @@ class RunFace(Protocol):
 _step_context: ContextVar[Context[Any] | None] = ContextVar("stepfleet.step_context", default=None)
 
 
-class Context(Generic[StateT]):
+class Context(OldForms, Generic[StateT]):
     """State, events and waits of one run.
 
     A step gets it by annotating a parameter with `Context` or `Context[State]`.

@@ -145,6 +145,9 @@ class _Serving:
 class MemoryRuntime:
     """Runs workflows of this event loop in this event loop."""
 
+    #: Steps run where `run()` is called, so they can be stopped from there.
+    in_process = True
+
     def __init__(self, fleet: Fleet | None = None) -> None:
         self._fleet = fleet or memory_fleet()
         self.client = Client(self._fleet, patience=None)

@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from stepfleet.clock import Clock
 from stepfleet.context import Context
+from stepfleet.context.old_forms import data_of
 from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreadable
 from stepfleet.errors import DecodeError, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.graph import StepSpec
 from stepfleet.resource import resolved
 from stepfleet.worker.execution import Execution, Suspend
-from stepfleet.workflow import resource_manager_of
+from stepfleet.workflow import resource_manager_of, stepwise_of
 
 #: Files whose frames stand between the worker and a step.
 _OUR_FILES: Final = (__file__, concurrent.futures.thread.__file__)
@@ -42,7 +43,7 @@ async def run_step(
         return int((clock.steady() - started) * 1000)
 
     try:
-        returned = await _called(execution, instance, event, executor)
+        returned = await _gated(execution, instance, event, executor)
         encoded = _checked(execution, returned)
     except Suspend as wait:
         return _suspended(execution, wait, age_ms())
@@ -60,6 +61,19 @@ async def run_step(
         collected=tuple(execution.collected),
         traces=execution.traces(age_ms=age_ms()),
     )
+
+
+async def _gated(execution: Execution, instance: Any, event: Event, executor: Executor) -> Any:
+    gate = stepwise_of(instance)
+    if gate is None:
+        return await _called(execution, instance, event, executor)
+    await gate.enter()
+    returned = None
+    try:
+        returned = await _called(execution, instance, event, executor)
+        return returned
+    finally:
+        gate.leave(returned)
 
 
 async def _called(execution: Execution, instance: Any, event: Event, executor: Executor) -> Any:
@@ -93,7 +107,14 @@ async def _finished(
         if spec.is_method
         else partial(spec.function, **arguments)
     )
-    if spec.is_async:
+    if not spec.pass_context:
+        return await _awaited(function, spec.is_async, executor)
+    async with data_of(Context.get_step_context()):
+        return await _awaited(function, spec.is_async, executor)
+
+
+async def _awaited(function: partial[Any], is_async: bool, executor: Executor) -> Any:
+    if is_async:
         return await function()
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(

@@ -1,0 +1,15 @@
+"""Forms of older releases of the programming model: each says once what to write instead."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+
+@functools.cache
+def warn_once(old: str, new: str) -> None:
+    """Warn, once in this process, that a form is old.
+
+    The warning points at the caller of the function that calls this one.
+    """
+    warnings.warn(f"{old} is an old form: use {new}", DeprecationWarning, stacklevel=3)
