@@ -127,8 +127,8 @@ def test_a_free_function_needs_a_workflow() -> None:
 
 
 def test_an_unknown_option_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"pass_context"):
-        step(pass_context=True)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match=r"pass_the_context"):
+        step(pass_the_context=True)  # pyright: ignore[reportCallIssue]
 
 
 def test_only_functions_can_be_decorated() -> None:
