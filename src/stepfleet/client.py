@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import string
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from random import Random
 from typing import Any, Final, NamedTuple, Self
 
 from stepfleet.connected import Before, Connected
 from stepfleet.context import Context
-from stepfleet.errors import RunConflictError
+from stepfleet.core.continuation import next_id
+from stepfleet.errors import RunConflictError, RunNotFound
 from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
 from stepfleet.remote_run import RemoteRun
@@ -120,7 +122,7 @@ class Client:
         run = connected.run(name, target, is_new=run_id is None)
         await connected.record(target, event, fields, name, before=Before(), once=False)
         await connected.announced.warn_unless_served(target.name, name)
-        return _handler(run)
+        return self._handler(run, workflow)
 
     async def start_many(
         self, workflow: Workflow | type[Workflow] | str, starts: Iterable[Start | Mapping[str, Any]]
@@ -149,7 +151,7 @@ class Client:
         await asyncio.gather(*recording)
         if runs:
             await connected.announced.warn_unless_served(target.name, runs[0].run_id)
-        return [_handler(run) for run in runs]
+        return [self._handler(run, workflow) for run in runs]
 
     def handler(
         self, run_id: str, *, workflow: Workflow | type[Workflow] | str | None = None
@@ -159,11 +161,57 @@ class Client:
         Raises:
             ValueError: no run can have such an id.
         """
-        if not isinstance(run_id, str) or not _ANY_RUN_ID.fullmatch(run_id):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"{str(run_id)[:140]!r} is no id of a run")
+        _check_any_run_id(run_id)
         connected = self.connection()
         target = connected.target(workflow) if workflow is not None else None
-        return _handler(connected.run(run_id, target))
+        return self._handler(connected.run(run_id, target), workflow)
+
+    async def resume(
+        self,
+        run_id: str,
+        *,
+        workflow: Workflow | type[Workflow] | str | None = None,
+        name: str | None = None,
+    ) -> WorkflowHandler:
+        """Go on from the work that a run left when it was cancelled or dead-lettered, as a new run.
+
+        The new run has the store of the old one and everything that was pending: events in streams,
+        held or backing off, open waits, half-filled joins. It is `<id>~1` (its own continuation
+        `<id>~2`), there is one whoever asks and however often, and each run's status names the
+        other. Its time-out begins anew. `workflow` gives the classes of its events; without it the
+        workers' announcement is used.
+
+        Raises:
+            ValueError: no run can have such an id.
+            RunNotFound: no such run, or its retention has passed.
+            WorkflowRuntimeError: the run goes on still, left no work behind, or left work for a
+                step that the workflow does not have any more.
+            DefinitionError: nothing is known of the workflow.
+            ConnectionLost: Redis is away; repeat it.
+        """
+        _check_any_run_id(run_id)
+        connected = self.connection()
+        target = connected.target(workflow, name=name) if workflow is not None else None
+        continued = await connected.resume(run_id, target)
+        return self._handler(connected.run(continued, target), workflow)
+
+    async def requeue(
+        self, letter: str, *, workflow: Workflow | type[Workflow] | str | None = None
+    ) -> WorkflowHandler:
+        """Go on from a dead letter: resume the run that it ended, with the event that was given up.
+
+        Args:
+            letter: its id in the stream of dead letters.
+            workflow: as in `resume`.
+
+        Raises:
+            RunNotFound: there is no such letter, or its run is not kept any more.
+            Exception: as `resume`.
+        """
+        run_id = await self.connection().reader.letter(letter)
+        if not run_id:
+            raise RunNotFound(f"there is no dead letter {letter!r} that names a run")
+        return await self.resume(run_id, workflow=workflow)
 
     def submit(
         self,
@@ -173,34 +221,65 @@ class Client:
         run_id: str | None,
         ctx: Context[Any] | None,
         name: str | None = None,
+        resume: Callable[[str], Awaitable[WorkflowHandler]] | None = None,
     ) -> WorkflowHandler:
-        """Start a run without waiting for Redis; what goes wrong is raised where the handler is awaited."""
+        """Start a run without waiting for Redis; what goes wrong is raised where the handler is awaited.
+
+        With the context of a run that was cancelled here, it goes on from the work that is left of
+        it.
+        """
         connected = self.connection()
         target = connected.target(workflow, name=name)
-        identity = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
         context: Context[Any] = ctx if ctx is not None else Context(workflow)
         context.refuse_if_running()
+        identity = identity_of(run_id, context, self._fleet.random)
         earlier = context.previous_run
+        goes_on = earlier is not None and earlier.was_cancelled
         before = Before(earlier.run_id if earlier else None, context.initial_values)
 
         async def record() -> None:
             try:
-                await connected.record(target, start_event, {}, identity, before=before, once=True)
+                if earlier is not None and goes_on:
+                    await connected.resume(earlier.run_id, target, identity)
+                else:
+                    await connected.record(
+                        target, start_event, {}, identity, before=before, once=True
+                    )
             except RunConflictError as error:
                 raise RuntimeError(
                     f"Workflow run with run_id '{identity}' already exists."
                 ) from error
             await connected.announced.warn_unless_served(target.name, identity)
 
-        run = connected.run(identity, target, is_new=True, started=record())
+        run = connected.run(identity, target, is_new=not goes_on, started=record())
         context.attach(run)
-        return WorkflowHandler(run, context)
+        return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
+
+    def _handler(
+        self, run: RemoteRun, workflow: Workflow | type[Workflow] | str | None
+    ) -> WorkflowHandler:
+        context: Context[Any] = Context(workflow)
+        context.attach(run)
+        return WorkflowHandler(run, context, partial(self.resume, workflow=workflow))
 
 
-def _handler(run: RemoteRun) -> WorkflowHandler:
-    context: Context[Any] = Context()
-    context.attach(run)
-    return WorkflowHandler(run, context)
+def identity_of(run_id: str | None, context: Context[Any] | None, chance: Random) -> str:
+    """Return the id of a coming run: the one that was chosen, that of a continuation, or a random one.
+
+    Raises:
+        ValueError: the chosen one is no id.
+    """
+    if run_id is not None:
+        return check_run_id(run_id)
+    earlier = context.previous_run if context is not None else None
+    if earlier is not None and earlier.was_cancelled:
+        return next_id(earlier.run_id)
+    return new_run_id(chance)
+
+
+def _check_any_run_id(run_id: str) -> None:
+    if not isinstance(run_id, str) or not _ANY_RUN_ID.fullmatch(run_id):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{str(run_id)[:140]!r} is no id of a run")
 
 
 def _start_event(

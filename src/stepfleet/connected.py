@@ -15,7 +15,9 @@ from stepfleet.awaited import Awaited
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core import endings
 from stepfleet.core.commit import Route
-from stepfleet.core.plan import Plan, type_name
+from stepfleet.core.continuation import check_continuable, continuation, next_id
+from stepfleet.core.cut import Cut
+from stepfleet.core.plan import SYSTEM, Plan, type_name
 from stepfleet.errors import DefinitionError, RunConflictError, WorkflowRuntimeError
 from stepfleet.events import StartEvent
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
@@ -180,6 +182,68 @@ class Connected:
             raise WorkflowRuntimeError(
                 f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
             )
+
+    async def resume(self, earlier: str, target: Target | None, into: str | None = None) -> str:
+        """Record the one continuation of a run that was cancelled or dead-lettered; return its id.
+
+        Raises:
+            RunNotFound: no such run. RunConflictError: it goes on under another id already.
+            WorkflowRuntimeError: it goes on still, it left no work behind when it ended, or it left
+            work for a step that the workflow does not have.
+            DefinitionError: nothing is known of the workflow.
+            StoreError: Redis does not take it.
+        """
+        run_id = into or next_id(earlier)
+        while True:
+            cut = await self.reader.cut(earlier)
+            continued = cut.text("continued")
+            if continued:
+                if into not in (None, continued):
+                    raise RunConflictError(f"run {earlier} goes on as {continued} already")
+                return continued
+            check_continuable(cut)
+            name = target.name if target is not None else cut.text("workflow")
+            routes, timeout_ms = await self._streams(name, target, cut)
+            commit = continuation(cut, run_id, name, routes, timeout_ms=timeout_ms)
+            answer = await self.committer.commit(commit)
+            if answer.word == "exists":
+                raise RunConflictError(
+                    f"run {run_id} exists and does not go on from {earlier}: choose another run_id"
+                )
+            if answer.word == "applied":
+                await self._strike(cut)
+                return run_id
+            if answer.word != "conflict":
+                raise WorkflowRuntimeError(
+                    f"run {earlier} does not go on: {answer.word} {answer.detail}".rstrip()
+                )
+            # Workers were still putting its work aside.
+
+    async def _streams(
+        self, name: str, target: Target | None, cut: Cut
+    ) -> tuple[dict[str, Route], int | None]:
+        """Return the streams of a workflow by label, and the budget of its continuation."""
+        definition = await self.announced.definition(name)
+        plan = target.plan if target is not None else None
+        if definition is None and plan is None:
+            raise await self.announced.unknown(name)
+        if definition is not None and target is not None:
+            self._same_instance(target, definition)
+        planned = plan.routes if plan is not None else ()
+        announced = definition.routes.values() if definition is not None else ()
+        streams = [*planned, *(route for routes in announced for route in routes)]
+        routes = {route.label: route for route in (Route(name, SYSTEM, ""), *streams)}
+        timeout = int(cut.text("timeout")) if cut.text("timeout") else None
+        if target is not None and target.timeout_ms is not None:
+            timeout = None if target.timeout_ms == -1 else target.timeout_ms
+        return routes, timeout
+
+    async def _strike(self, cut: Cut) -> None:
+        """Take the letters of a run that goes on out of the dead letters."""
+        if cut.text("status") == "failed":
+            letters = await self.reader.letters(cut.run_id, int(cut.text("started")))
+            if letters:
+                await self._reads.call("XDEL", self.fleet.keys.dead, *letters)
 
     def _same_instance(self, target: Target, definition: Definition) -> None:
         if target.instance is None or target.plan is None:

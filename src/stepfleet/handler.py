@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +29,10 @@ class RunStatus(NamedTuple):
     failed_step: str | None
     #: Its message.
     error: str | None
+    #: The run that this one goes on from.
+    continues: str | None = None
+    #: The run that goes on from this one.
+    continued_by: str | None = None
 
 
 class RunPort(RunFace, Protocol):
@@ -53,8 +57,8 @@ class RunPort(RunFace, Protocol):
         """Send an event into the run."""
         ...
 
-    async def cancel(self) -> None:
-        """Cancel the run."""
+    async def cancel(self, timeout: float) -> None:
+        """Cancel the run, and wait for its end to be seen here."""
         ...
 
     async def status(self) -> RunStatus:
@@ -73,9 +77,15 @@ class WorkflowHandler:
     attached by run id.
     """
 
-    def __init__(self, run: RunPort, ctx: Context[Any]) -> None:
+    def __init__(
+        self,
+        run: RunPort,
+        ctx: Context[Any],
+        resume: Callable[[str], Awaitable[WorkflowHandler]],
+    ) -> None:
         self._run = run
         self._ctx = ctx
+        self._resume = resume
         self._streams = 0
         self._consumed = False
 
@@ -162,8 +172,33 @@ class WorkflowHandler:
         await self._run.send(event, step)
 
     async def cancel_run(self, *, timeout: float = 5.0) -> None:
-        """Cancel the run; nothing of it starts any more, and running steps are cancelled within two seconds."""
-        await self._run.cancel()
+        """Cancel the run; nothing of it starts any more, and running steps are cancelled within two seconds.
+
+        Its pending work is kept as long as the run: `resume`, or `workflow.run(ctx=handler.ctx)`,
+        goes on from it. A run that has ended stays as it is.
+
+        Args:
+            timeout: seconds to wait until the end is seen here; the run is cancelled all the same.
+
+        Raises:
+            RunNotFound: no such run. ConnectionLost: Redis is away; it may or may not be cancelled.
+        """
+        await self._run.cancel(timeout)
+
+    async def resume(self) -> WorkflowHandler:
+        """Go on from the work that this run left when it was cancelled or dead-lettered, as a new run.
+
+        There is one such run, `<id>~1`, with the store and the pending work of this one, whoever
+        asks for it and however often.
+
+        Raises:
+            WorkflowRuntimeError: the run goes on still, left no work behind, or left work for a
+                step that the workflow does not have any more.
+            RunNotFound: no such run, or its retention has passed.
+            DefinitionError: no class is known here, and no worker has announced the workflow.
+            ConnectionLost: Redis is away; repeat it.
+        """
+        return await self._resume(self.run_id)
 
     async def status(self) -> RunStatus:
         """Return what Redis records of the run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 
@@ -118,6 +118,11 @@ class RemoteRun:
         if ended is None or ended.status in ("failed", "timed_out"):
             return None
         return self._stop_event(ended)
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether its end was seen here, and was a cancellation: its pending work is kept."""
+        return self._end.ended is not None and self._end.ended.status == "cancelled"
 
     async def started(self) -> None:
         """Wait until the run is recorded."""
@@ -301,12 +306,15 @@ class RemoteRun:
             raise WorkflowRuntimeError(f"run {self.run_id} has ended: it takes no more events")
         self._settled(answer)
 
-    async def cancel(self) -> None:
-        """Cancel the run, if it goes on."""
+    async def cancel(self, timeout: float) -> None:
+        """Cancel the run, if it goes on, and look at its end."""
         await self.started()
         answer = await self._services.committer.commit(endings.cancelled(self.run_id, self._codec))
         if answer.word != "over":
             self._settled(answer)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.ended()
 
     async def status(self) -> RunStatus:
         """Return what is recorded of the run."""
@@ -328,6 +336,8 @@ class RemoteRun:
             pending=pending + held,
             failed_step=record.step,
             error=str(self._failure(record.error)) if record.status == "failed" else None,
+            continues=record.continues,
+            continued_by=record.continued,
         )
 
     async def _commit(

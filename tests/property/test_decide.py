@@ -19,6 +19,7 @@ from stepfleet.core.commit import (
     Forget,
     Note,
     Publish,
+    Save,
     SetTimer,
     Take,
     Wait,
@@ -194,7 +195,14 @@ def test_a_delivery_is_in_one_place_afterwards(
 @given(DELIVERIES, OUTCOMES, NOW)
 def test_an_end_is_the_last_word(delivery: Delivery, outcome: Outcome, now_ms: int) -> None:
     words = decided(delivery, outcome, now_ms).words
-    assert all(not isinstance(word, End) for word in words[:-1])
+    behind = (
+        words[[isinstance(word, End) for word in words].index(True) + 1 :]
+        if any(isinstance(word, End) for word in words)
+        else []
+    )
+    # What is given up is kept with the run that it ends, as long as that run is kept.
+    assert all(isinstance(word, Save) for word in behind)
+    assert bool(behind) == any(isinstance(word, End) and word.parks for word in words)
     assert sum(isinstance(word, DeadLetter) for word in words) == any(
         isinstance(word, End) and word.parks for word in words
     )

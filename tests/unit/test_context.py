@@ -33,6 +33,10 @@ class Run:
     def is_done(self) -> bool:
         return self.done
 
+    @property
+    def was_cancelled(self) -> bool:
+        return False
+
 
 class Step:
     """A step that is running."""

@@ -22,6 +22,7 @@ from stepfleet.core.commit import (
     Publish,
     Quota,
     Route,
+    Save,
     SetTimer,
     Take,
     Unlock,
@@ -292,7 +293,7 @@ def test_a_failed_step_runs_again_after_its_delay_as_the_next_attempt() -> None:
     assert record.failure is not None
     assert record.failure[0] == NOW_MS
     assert isinstance(PLAN.codec.decode_error(record.failure[1]), ValueError)
-    assert only(commit, Note) == Note("D" * 22, "timer back-off Work:work")
+    assert only(commit, Note) == Note("D" * 22, "timer back-off 2 Work:work")
 
 
 def test_a_retry_without_a_delay_goes_straight_to_its_stream() -> None:
@@ -408,7 +409,8 @@ def test_a_wait_that_takes_subclasses_is_counted_for_every_type() -> None:
 def test_a_delivery_whose_workers_died_ends_the_run_and_keeps_what_is_pending() -> None:
     at = delivery(deliveries=4)
     commit = decided(Lost(), at)
-    letter, end = commit.words
+    letter, end, kept = commit.words
+    assert kept == Save("D" * 22, "Work:work", encode_record(at.record))
     assert isinstance(letter, DeadLetter)
     assert isinstance(end, End)
     fields = dict(zip(letter.fields[::2], letter.fields[1::2], strict=True))

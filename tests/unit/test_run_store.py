@@ -121,6 +121,24 @@ COMMITS: dict[str, list[Commit]] = {
         Commit("run3", c.StrayFence(WORK, "3-0"), [c.DeadLetter(("run", "run3", "n", 4))]),
         Commit("run4", c.EntryFence(Route("Flow", "__sys", ""), "4-0", ""), [c.Wake(LIMITED)]),
     ],
+    "continuation": [
+        Commit(
+            "run1~1",
+            c.NewRunFence("digest", ("status", "running", "continues", "run1")),
+            [
+                c.Withdraw(WORK, "1-0"),
+                c.LetGo("run1", LIMITED, 2),
+                c.Adopt("run1", "buf:join:default"),
+                c.Expunge(D1, "p1:a"),
+                c.Succeed("run1"),
+            ],
+            [
+                c.Recorded("run1", {"status": "cancelled", "continued": ""}),
+                c.Located("run1", {D1: "stream 1-0 Work:work"}),
+                c.Withheld("run1", "limited", 2),
+            ],
+        ),
+    ],
 }
 
 

@@ -78,6 +78,11 @@ class RunFace(Protocol):
         """Whether the end of the run was seen here."""
         ...
 
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether that end was a cancellation: its pending work is kept."""
+        ...
+
 
 _step_context: ContextVar[Context[Any] | None] = ContextVar("stepfleet.step_context", default=None)
 

@@ -7,7 +7,7 @@ the script.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -163,7 +163,42 @@ class Unapplied(NamedTuple):
     call: int
 
 
-Expectation = Has | Is | Version | Quota | Staged | Stored | Free | Locked | Unapplied
+class Recorded(NamedTuple):
+    """The record of another run has these values ('' for none)."""
+
+    run_id: str
+    fields: Mapping[str, str]
+
+
+class Located(NamedTuple):
+    """The pending work of another run is where it was read, all of it."""
+
+    run_id: str
+    open: Mapping[str, str]
+
+
+class Withheld(NamedTuple):
+    """So many deliveries of another run wait for a slot of this step."""
+
+    run_id: str
+    step: str
+    length: int
+
+
+Expectation = (
+    Has
+    | Is
+    | Version
+    | Quota
+    | Staged
+    | Stored
+    | Free
+    | Locked
+    | Unapplied
+    | Recorded
+    | Located
+    | Withheld
+)
 
 
 # -- words: what is written
@@ -341,6 +376,41 @@ class Save(NamedTuple):
     record: bytes
 
 
+class Withdraw(NamedTuple):
+    """Takes an entry out of its stream, whoever has it."""
+
+    route: Route
+    entry: str
+
+
+class LetGo(NamedTuple):
+    """Takes the deliveries of another run that wait for a slot of this step, and lets go what fits."""
+
+    run_id: str
+    route: Route
+    length: int
+
+
+class Adopt(NamedTuple):
+    """Takes over a further key of another run, by its name behind that of the run."""
+
+    run_id: str
+    name: str
+
+
+class Expunge(NamedTuple):
+    """Forgets one early effect of a delivery, which is then done again."""
+
+    delivery: str
+    field: str
+
+
+class Succeed(NamedTuple):
+    """Notes in an ended run that this run goes on from what it left."""
+
+    run_id: str
+
+
 class DeadLetter(NamedTuple):
     """Adds an entry to the dead letters."""
 
@@ -380,6 +450,11 @@ Word = (
     | Wake
     | Park
     | Save
+    | Withdraw
+    | LetGo
+    | Adopt
+    | Expunge
+    | Succeed
     | DeadLetter
     | End
 )

@@ -37,6 +37,7 @@ from stepfleet.core.commit import (
     Publish,
     Quota,
     Route,
+    Save,
     SetTimer,
     Take,
     Unkeep,
@@ -183,7 +184,9 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
         words.append(Publish(_public("event", outcome.request, delivery, outcome.traces)))
     wait = f"{delivery.id}:{record.attempt}:{len(outcome.journal)}"
     expires = outcome.timeout is not None and outcome.timeout != math.inf
-    timer = f"{delivery.run_id}/{wait}/wait" if expires else ""
+    delay_ms = int(outcome.timeout * 1000) if outcome.timeout is not None and expires else 0
+    # The name says how long it is: a continuation of the run sets it anew.
+    timer = f"{delivery.run_id}/{wait}/wait/{delay_ms}" if expires else ""
     name = "*" if outcome.subclasses else plan.name_of(outcome.event_type)
     waiter = Waiter(
         name=wait,
@@ -197,8 +200,8 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
         timer=timer,
     )
     words.append(Wait(wait, name, encode_waiter(waiter)))
-    if outcome.timeout is not None and expires:
-        words.append(SetTimer(timer, int(outcome.timeout * 1000), encode_timer(Expiry(wait))))
+    if expires:
+        words.append(SetTimer(timer, delay_ms, encode_timer(Expiry(wait))))
     words.append(Note(delivery.id, f"waiting {name} {delivery.route.label}"))
     # An answer that came in meanwhile went to the inbox: then the step looks there before it
     # suspends.
@@ -250,7 +253,9 @@ def _dead(delivery: Delivery, plan: Plan, error: DeadLettered) -> Commit:
         )
     )
     end = _failure(delivery, plan, event, error, parks=True)
-    return Commit(delivery.run_id, _fence(delivery), [letter, end])
+    # The letter tells of it, the run keeps it: what continues the run begins with it.
+    kept = Save(delivery.id, delivery.route.label, encode_record(readable(delivery).record))
+    return Commit(delivery.run_id, _fence(delivery), [letter, end, kept])
 
 
 # -- their parts
@@ -366,7 +371,7 @@ def _again(delivery: Delivery, record: Record, delay_ms: int, why: str) -> list[
     member = f"{delivery.run_id}/{delivery.id}/{why}/{record.attempt}"
     return [
         SetTimer(member, delay_ms, encode_timer(Promotion(delivery.route, delivery.id, data))),
-        Note(delivery.id, f"timer {why} {delivery.route.label}"),
+        Note(delivery.id, f"timer {why} {record.attempt} {delivery.route.label}"),
     ]
 
 

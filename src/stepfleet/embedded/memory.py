@@ -14,13 +14,14 @@ import logging
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from fakeredis import FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio.connection import AbstractConnection
 
-from stepfleet.client import Client, check_run_id, new_run_id
+from stepfleet.client import Client, check_run_id
 from stepfleet.codec import Limits
 from stepfleet.context import Context
 from stepfleet.events import StartEvent
@@ -37,6 +38,8 @@ logger = logging.getLogger("stepfleet.memory")
 
 #: How long ended runs of memory:// are kept.
 RETENTION: Final = timedelta(hours=1)
+#: Seconds within which a worker takes the deliveries of an ended run out of their streams.
+PUT_ASIDE: Final = 2.0
 
 
 class Bell:
@@ -170,19 +173,37 @@ class MemoryRuntime:
         Raises:
             RuntimeError: a run with this id is live.
         """
-        identity = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
-        if identity in self._live:
-            raise RuntimeError(f"Workflow run with run_id '{identity}' already exists.")
+        if run_id is not None and check_run_id(run_id) in self._live:
+            raise RuntimeError(f"Workflow run with run_id '{run_id}' already exists.")
         if ctx is not None:
             ctx.refuse_if_running()
         serving = self._served(workflow)
         handler = self.client.submit(
-            workflow, start_event, run_id=identity, ctx=ctx, name=serving.name
+            workflow,
+            start_event,
+            run_id=run_id,
+            ctx=ctx,
+            name=serving.name,
+            resume=partial(self._resume, workflow),
         )
-        self._live.add(identity)
         serving.runs += 1
-        self.client.connection().spawn(self._watch(handler, identity, workflow, serving))
+        self._follow(handler, workflow, serving)
         return handler
+
+    async def _resume(self, workflow: Workflow, run_id: str) -> WorkflowHandler:
+        serving = self._served(workflow)
+        serving.runs += 1
+        try:
+            handler = await self.client.resume(run_id, workflow=workflow, name=serving.name)
+        except BaseException:
+            self.client.connection().spawn(self._left(workflow, serving))
+            raise
+        self._follow(handler, workflow, serving)
+        return handler
+
+    def _follow(self, handler: WorkflowHandler, workflow: Workflow, serving: _Serving) -> None:
+        self._live.add(handler.run_id)
+        self.client.connection().spawn(self._watch(handler, workflow, serving))
 
     def _served(self, workflow: Workflow) -> _Serving:
         serving = self._serving.get(id(workflow))
@@ -204,14 +225,30 @@ class MemoryRuntime:
             serving = self._serving[id(workflow)] = _Serving(name, number, worker, task)
         return serving
 
-    async def _watch(
-        self, handler: WorkflowHandler, run_id: str, workflow: Workflow, serving: _Serving
-    ) -> None:
+    async def _watch(self, handler: WorkflowHandler, workflow: Workflow, serving: _Serving) -> None:
+        run_id = handler.run_id
         try:
             await handler.stop_event_result()
         except Exception:  # noqa: BLE001 - whoever awaits the handler gets it
             logger.debug("a run did not end well: run_id=%s", run_id)
+            await self._put_aside(run_id)
         self._live.discard(run_id)
+        await self._left(workflow, serving)
+
+    async def _put_aside(self, run_id: str) -> None:
+        """Wait until the worker has taken what an ended run may go on from out of its streams."""
+        reader = self.client.connection().reader
+        if await reader.link.call("HGET", reader.keys.run(run_id), "parks") != b"1":
+            return
+        deadline = asyncio.get_running_loop().time() + PUT_ASIDE
+        while asyncio.get_running_loop().time() < deadline:
+            places = (await reader.pending(run_id)).values()
+            if not any(place.startswith("stream ") for place in places):
+                return
+            await asyncio.sleep(0.005)
+
+    async def _left(self, workflow: Workflow, serving: _Serving) -> None:
+        """Stop the worker of an instance when no run needs it any more."""
         serving.runs -= 1
         if serving.runs == 0 and self._serving.get(id(workflow)) is serving:
             del self._serving[id(workflow)]

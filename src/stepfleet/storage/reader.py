@@ -8,7 +8,9 @@ from typing import Any, Final, NamedTuple, cast
 import msgpack
 
 from stepfleet.core.commit import Route
+from stepfleet.core.cut import Cut
 from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.storage.cutting import cut_of, reading
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.wire import PublicEntry, Waiter, decode_public, decode_waiter
@@ -29,6 +31,9 @@ class RunRecord(NamedTuple):
     entry: PublicEntry | None
     error: bytes | None
     step: str | None
+    #: The run that this one goes on from, and the one that goes on from it.
+    continues: str | None
+    continued: str | None
 
     def how_it_ended(self) -> Ended:
         """Return how the run ended."""
@@ -126,11 +131,32 @@ class RunReader:
             "entry",
             "error",
             "step",
+            "continues",
+            "continued",
         )
         replies = await self.link.calls(
             [("HMGET", self.keys.run(run_id), *fields) for run_id in run_ids]
         )
         return [_run_record(reply) for reply in replies]
+
+    async def cut(self, run_id: str) -> Cut:
+        """Return everything that is recorded of a run at one moment; what waits in lists is only counted."""
+        call = reading(self.keys, run_id, contents=False)
+        return cut_of(run_id, await self.link.script(*call))
+
+    async def letters(self, run_id: str, since_ms: int) -> list[str]:
+        """Return the ids of a run's dead letters, of those written since then."""
+        found: list[str] = []
+        first = str(since_ms)
+        while rows := await self.link.call("XRANGE", self.keys.dead, first, "+", "COUNT", 1000):
+            found += [name.decode() for name, fields in rows if _run_of(fields) == run_id]
+            first = f"({rows[-1][0].decode()}"
+        return found
+
+    async def letter(self, entry: str) -> str | None:
+        """Return the run of a dead letter, None when there is no such letter."""
+        rows = await self.link.call("XRANGE", self.keys.dead, entry, entry)
+        return _run_of(rows[0][1]) if rows else None
 
     async def pending(self, run_id: str) -> dict[str, str]:
         """Return where the run's open deliveries are."""
@@ -302,7 +328,7 @@ def decode_definition(data: bytes) -> Definition:
 def _run_record(reply: Any) -> RunRecord | None:
     if isinstance(reply, StoreRefused):
         raise reply
-    status, workflow, started, ended_at, seq, deadline, entry, error, step = reply
+    status, workflow, started, ended_at, seq, deadline, entry, error, step, *others = reply
     if status is None:
         return None
     return RunRecord(
@@ -315,7 +341,12 @@ def _run_record(reply: Any) -> RunRecord | None:
         decode_public(entry) if entry else None,
         error,
         step.decode() if step else None,
+        *(run_id.decode() if run_id else None for run_id in others),
     )
+
+
+def _run_of(letter: Sequence[bytes]) -> str:
+    return dict(_pairs(letter)).get(b"run", b"").decode()
 
 
 def _pairs(rows: Sequence[Any]) -> Iterable[tuple[Any, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -258,6 +258,24 @@ def _unapplied(p: Packing, args: list[Arg], e: c.Unapplied) -> None:
     args += ("unapplied", f"{e.delivery}!", e.execution, e.call)
 
 
+def _recorded(p: Packing, args: list[Arg], e: c.Recorded) -> None:
+    _same(args, p.key(p.keys.run(e.run_id)), -1, e.fields)
+
+
+def _located(p: Packing, args: list[Arg], e: c.Located) -> None:
+    _same(args, p.key(p.keys.open(e.run_id)), len(e.open), e.open)
+
+
+def _same(args: list[Arg], key: int, size: int, rows: Mapping[str, str]) -> None:
+    args += ("same", key, size, len(rows))
+    for row in rows.items():
+        args += row
+
+
+def _withheld(p: Packing, args: list[Arg], e: c.Withheld) -> None:
+    args += ("staged", p.key(p.keys.hold(e.run_id, e.step)), e.length)
+
+
 def _emit(p: Packing, args: list[Arg], w: c.Emit) -> None:
     args += (
         "also" if w.also else "emit",
@@ -375,6 +393,29 @@ def _save(p: Packing, args: list[Arg], w: c.Save) -> None:
     args += ("save", p.key(p.keys.parked(p.run_id)), w.delivery, kept)
 
 
+def _withdraw(p: Packing, args: list[Arg], w: c.Withdraw) -> None:
+    args += ("withdraw", p.stream(w.route), w.entry)
+
+
+def _let_go(p: Packing, args: list[Arg], w: c.LetGo) -> None:
+    held = p.key(p.keys.hold(w.run_id, w.route.step))
+    args += ("unstage", held, p.stream(w.route), p.hold(w.route), w.length, p.inbox(w.route))
+
+
+def _adopt(p: Packing, args: list[Arg], w: c.Adopt) -> None:
+    theirs, mine = p.keys.run(w.run_id), p.keys.run(p.run_id)
+    args += ("adopt", p.key(f"{theirs}:{w.name}"), p.key(f"{mine}:{w.name}"))
+
+
+def _expunge(p: Packing, args: list[Arg], w: c.Expunge) -> None:
+    args += ("drop", p.key(p.keys.sent(p.run_id, w.delivery)), w.field)
+
+
+def _succeed(p: Packing, args: list[Arg], w: c.Succeed) -> None:
+    args += ("put", p.key(p.keys.run(w.run_id)), "continued", p.run_id)
+    args += ("erase", p.key(p.keys.open(w.run_id)), "erase", p.key(p.keys.parked(w.run_id)))
+
+
 def _dead_letter(p: Packing, args: list[Arg], w: c.DeadLetter) -> None:
     args += ("log", p.key(p.keys.dead), p.bounds.dead_limit, len(w.fields), *w.fields)
 
@@ -419,6 +460,9 @@ _EXPECTATIONS: dict[type[Any], _Writer] = {
     c.Free: _free,
     c.Locked: _locked,
     c.Unapplied: _unapplied,
+    c.Recorded: _recorded,
+    c.Located: _located,
+    c.Withheld: _withheld,
 }
 
 _WORDS: dict[type[Any], _Writer] = {
@@ -445,6 +489,11 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Wake: _wake,
     c.Park: _park,
     c.Save: _save,
+    c.Withdraw: _withdraw,
+    c.LetGo: _let_go,
+    c.Adopt: _adopt,
+    c.Expunge: _expunge,
+    c.Succeed: _succeed,
     c.DeadLetter: _dead_letter,
     c.End: _end,
 }

@@ -16,6 +16,7 @@ PARTS: Final = {
     "reclaim": ("prelude", "reclaim"),
     "audit": ("prelude", "audit"),
     "hand_back": ("prelude", "hand_back"),
+    "cut": ("prelude", "cut"),
     "due": ("prelude", "due"),
     "janitor": ("prelude", "janitor"),
     "erase": ("prelude", "erase"),

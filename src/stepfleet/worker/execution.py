@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from stepfleet.core.continuation import origin_of
 from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
 from stepfleet.core.outcome import (
     Collected,
@@ -129,8 +130,8 @@ class Execution:
 
     @property
     def idempotency_key(self) -> str:
-        """Stable over all executions and attempts of the delivery."""
-        return f"{self.run_id}:{self.delivery.id}"
+        """Stable over all executions and attempts of the delivery, also in a continuation of its run."""
+        return f"{origin_of(self.run_id)}:{self.delivery.id}"
 
     def retry_info(self) -> RetryInfo:
         """Return what the record of this attempt tells of those before it."""

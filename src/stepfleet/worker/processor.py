@@ -19,6 +19,7 @@ from stepfleet.core import endings
 from stepfleet.core.commit import (
     Answer,
     Commit,
+    ControlFence,
     DeadLetter,
     EffectFence,
     End,
@@ -28,6 +29,7 @@ from stepfleet.core.commit import (
     Note,
     Park,
     Route,
+    Save,
     SetTimer,
     StrayFence,
     Unapplied,
@@ -611,9 +613,14 @@ class Processor:
         if served is not None and arrival.run_id:
             step = arrival.route.step
             error = DeadLettered(f"an event for step {step!r} cannot be read: {arrival.error}")
-            self._committer.put(
-                endings.failed(arrival.run_id, step, error, served.plan.codec), _ignored
-            )
+            kept = Save(arrival.id, arrival.route.label, arrival.raw)
+
+            def ended(answer: Answer | StoreError) -> None:
+                if isinstance(answer, Answer) and answer.word == "over":
+                    self._committer.put(Commit(arrival.run_id, ControlFence(), [kept]), _ignored)
+
+            failed = endings.failed(arrival.run_id, step, error, served.plan.codec)
+            self._committer.put(failed._replace(words=[*failed.words, kept]), ended)
 
     def _put_back(self, arrival: Unreadable) -> None:
         """Let newer code have an entry: until then it comes back every few seconds."""
@@ -622,7 +629,7 @@ class Processor:
         promotion = encode_timer(Promotion(arrival.route, arrival.id, arrival.raw))
         words = [
             SetTimer(member, UNREADABLE_DELAY_MS, promotion),
-            Note(arrival.id, f"timer newer {arrival.route.label}"),
+            Note(arrival.id, f"timer newer {arrival.entry} {arrival.route.label}"),
         ]
         fence = EntryFence(arrival.route, arrival.entry, arrival.id)
         self._committer.put(Commit(arrival.run_id, fence, words), _ignored)

@@ -27,6 +27,16 @@ local EXPECT = {
     if (rc('HGET', run, A[j]) or '') ~= A[j + 1] then return j + 2, 'conflict' end
     return j + 2
   end,
+  -- hash, number of its fields (-1: any), n, n times (field, value; '' for none): it is as it was read
+  same = function(j)
+    local hash, fields_, n = K[A[j] + 0], A[j + 1] + 0, A[j + 2] + 0
+    local next_ = j + 3 + 2 * n
+    if fields_ >= 0 and rc('HLEN', hash) ~= fields_ then return next_, 'conflict' end
+    for x = j + 3, next_ - 2, 2 do
+      if (rc('HGET', hash, A[x]) or '') ~= A[x + 1] then return next_, 'conflict' end
+    end
+    return next_
+  end,
   -- name, buffer, list, version: nobody appended or released since
   version = function(j)
     local version = version_of(K[A[j + 1] + 0])

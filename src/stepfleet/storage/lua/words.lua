@@ -165,6 +165,8 @@ local WORD = {
       end
       if waiting[hold] == 0 then
         rc('RENAME', list, hold)
+        -- What another run left was about to expire.
+        rc('PERSIST', hold)
         register(hold)
       else
         for first = 0, k - 1, CHUNK do rc('RPUSH', hold, unpack(rc('LRANGE', list, first, first + CHUNK - 1))) end
@@ -253,11 +255,13 @@ local WORD = {
   deadline = {
     size = 2,
     write = function(j)
-      if not fields[2] then return end
-      local unarmed = string.match(fields[2], '^%?(%d+)$')
+      -- The record of a run that is being made was written just now.
+      local armed = fields[2] or (not fields[1] and rc('HGET', run, 'deadline'))
+      if not armed then return end
+      local unarmed = string.match(armed, '^%?(%d+)$')
       local budget = unarmed or rc('HGET', run, 'timeout')
       local deadline = now_ms() - A[j + 1] + budget
-      if unarmed or deadline < fields[2] + 0 then
+      if unarmed or deadline < armed + 0 then
         rc('HSET', run, 'deadline', deadline)
         rc('ZADD', key_at(j), deadline, run_id)
       end
@@ -301,6 +305,26 @@ local WORD = {
       rc('HSET', key_at(j), A[j + 1], A[j + 2])
       rc('HSET', open, A[j + 1], 'parked')
       for _, key in ipairs({ key_at(j), open }) do rc('PEXPIRE', key, math.max(1, rc('PTTL', run))) end
+    end,
+  },
+  -- stream, entry: it is in nobody's hands any more
+  withdraw = {
+    size = 2,
+    check = function(j) rc('XLEN', STREAM[A[j] + 0]) end,
+    write = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
+  },
+  -- key, key: what another run left becomes this run's
+  adopt = {
+    size = 2,
+    check = function(j)
+      rc('EXISTS', key_at(j + 1))
+      can_register()
+    end,
+    write = function(j)
+      if rc('EXISTS', key_at(j)) == 0 then return end
+      rc('RENAME', key_at(j), key_at(j + 1))
+      rc('PERSIST', key_at(j + 1))
+      register(key_at(j + 1))
     end,
   },
   -- stream, how many are kept, n, n times (field or value)
