@@ -9,7 +9,8 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # The oldest redis-py that the project supports together with arq, tested in an environment of its own.
 REDIS5 := redis==5.3.1
-REDIS5_TESTS = tests/unit $(wildcard tests/conformance)
+REDIS5_TESTS = tests/unit tests/conformance tests/scheduling \
+  'tests/docs/test_snippets.py::test_the_programs_of_a_page_run_and_print_what_it_says[docs/howto/schedule-runs.md]'
 
 VENV := .venv/.installed
 VENV_DOCS := .venv/.installed-docs

@@ -105,6 +105,13 @@ _Duration = Annotated[timedelta, BeforeValidator(_duration)]
 _RedisUrl = Annotated[SecretStr, AfterValidator(_valid_secret_url)]
 
 
+#: Settings that are tables, and of what.
+_TABLES: Final = {
+    "workflows": "a table of `module:object`",
+    "schedules": "a table of tables",
+}
+
+
 class Settings(BaseSettings):
     """What a client, a worker or the operator's tool is told; immutable.
 
@@ -216,6 +223,10 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='The targets of a worker that is given none: `{name = "module:object"}`.',
     )
+    schedules: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
+        default_factory=dict,
+        description="Runs that the scheduler starts: `{name = {workflow = ..., hour = ...}}`.",
+    )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
 
@@ -299,7 +310,7 @@ def settings_table() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, field in Settings.model_fields.items():
-        variable = "-" if name == "workflows" else f"`{_variable(name)}`"
+        variable = "-" if name in _TABLES else f"`{_variable(name)}`"
         default = field.get_default(call_default_factory=True, validated_data={})
         cells = (f"`{name}`", variable, _shown(default), _allowed(name, field), field.description)
         rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
@@ -406,8 +417,8 @@ def _allowed(name: str, field: FieldInfo) -> str:
         return "`redis://`, `rediss://`, `unix://` or `memory://`"
     if name == "namespace":
         return "1 to 64 of `A-Z a-z 0-9 _ . -`"
-    if name == "workflows":
-        return "a table of `module:object`, in pyproject.toml only"
+    if name in _TABLES:
+        return f"{_TABLES[name]}, in pyproject.toml only"
     if choices := get_args(field.annotation):
         return ", ".join(f"`{choice}`" for choice in choices)
     bounds = {
