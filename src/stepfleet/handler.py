@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from stepfleet.context import Context, RunFace
 from stepfleet.errors import WorkflowRuntimeError
 from stepfleet.events import Event, StopEvent
+
+#: Turns of the event loop in which it begins to close a generator that nobody reads any more.
+CLOSING_TURNS: Final = 3
 
 
 class RunStatus(NamedTuple):
@@ -144,6 +148,9 @@ class WorkflowHandler:
             WorkflowRuntimeError: this handler has given the last event already, or gives events to
             someone else. RunNotFound: no such run.
         """
+        for _ in range(CLOSING_TURNS if self._streams else 0):
+            # A reader that was left by `break` is closed by the event loop, a moment later.
+            await asyncio.sleep(0)
         if after is None:
             if self._consumed:
                 raise WorkflowRuntimeError("All the streamed events have already been consumed.")
@@ -151,16 +158,16 @@ class WorkflowHandler:
                 raise WorkflowRuntimeError(
                     "Event stream already consumed. Events can only be streamed once per workflow run."
                 )
-        self._streams += 1
-        try:
-            async with aclosing(self._run.events(after, expose_internal)) as events:
+        async with aclosing(self._run.events(after, expose_internal)) as events:
+            self._streams += 1
+            try:
                 async for event in events:
                     if isinstance(event, StopEvent):
                         self._consumed = True
                     yield event
-            self._consumed = True
-        finally:
-            self._streams -= 1
+                self._consumed = True
+            finally:
+                self._streams -= 1
 
     async def send_event(self, event: Event, step: str | None = None) -> None:
         """Send an event into the run; it is recorded when this returns, and sent once.

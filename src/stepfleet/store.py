@@ -6,9 +6,10 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel
@@ -21,6 +22,10 @@ from stepfleet.events import DictLikeModel
 MAX_DEPTH: Final = 1000
 
 _MISSING: Final = object()
+
+_NOT_AWAITED: Final = (
+    "a value of the store is used before it is read: write `await ctx.store.get(...)`"
+)
 
 
 class DictState(DictLikeModel):
@@ -101,12 +106,15 @@ class StateStore(Generic[StateT]):
         """The declared type of the state, `DictState` without one."""
         return self._type
 
-    async def get(self, path: str, default: Any = _MISSING) -> Any:
-        """Return the value at a dotted path (`items.0.name`).
+    def get(self, path: str, default: Any = _MISSING) -> Reading:
+        """Return the value at a dotted path (`items.0.name`); has to be awaited.
 
         Raises:
             ValueError: nothing is there and no default was given.
         """
+        return Reading(partial(self._get, path, default))
+
+    async def _get(self, path: str, default: Any) -> Any:
         head, *rest = _segments(path)
         found = (await self._port.read([head])).get(head)
         value = found.value if found is not None and found.version else self._field_default(head)
@@ -235,6 +243,42 @@ class StateStore(Generic[StateT]):
                 # Not by setattr: a key may have the name of a method.
                 state.__pydantic_extra__[name] = value
         return state
+
+
+class Reading(Coroutine[Any, Any, Any]):
+    """A value that is read when it is awaited; code that forgets to await it is told so."""
+
+    def __init__(self, read: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._read = read
+        self._reading: Coroutine[Any, Any, Any] | None = None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Read the value."""
+        return self._started().__await__()
+
+    def send(self, value: Any) -> Any:
+        """Go on reading, for event loops."""
+        return self._started().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Give up reading with an error, for event loops."""
+        return self._started().throw(*error)
+
+    def close(self) -> None:
+        """Give up reading."""
+        if self._reading is not None:
+            self._reading.close()
+
+    def _started(self) -> Coroutine[Any, Any, Any]:
+        if self._reading is None:
+            self._reading = self._read()
+        return self._reading
+
+    def __bool__(self) -> bool:
+        raise TypeError(_NOT_AWAITED)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_NOT_AWAITED, name=name, obj=self)
 
 
 class LoadedState:

@@ -311,3 +311,22 @@ async def test_a_thousand_events_reach_a_slow_reader(place: Place) -> None:
             shown.append(event.text)
         await asyncio.sleep(0)
     assert shown == [str(n) for n in range(1000)]
+
+
+async def test_a_reader_may_break_and_go_on_at_once(place: Place) -> None:
+    class Flow(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            for number in range(3):
+                ctx.write_event_to_stream(Progress(text=str(number)))
+            return StopEvent()
+
+    handler = (await place.serve(Flow)).run()
+    seen: list[Event] = []
+    async for event in handler.stream_events():
+        seen.append(event)
+        break
+    # The loop that was left is closed a moment later: nobody waits for that here.
+    seen.extend([event async for event in handler.stream_events()])
+    assert seen[:3] == [Progress(text=str(number)) for number in range(3)]
+    assert isinstance(seen[3], StopEvent)

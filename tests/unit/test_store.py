@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,3 +222,19 @@ async def test_clear_and_set_state_leave_nothing_of_what_was() -> None:
     assert (await store.get_state()).to_dict() == {"c": 3}
     await store.clear()
     assert (await store.get_state()).to_dict() == {}
+
+
+async def test_a_value_that_is_used_before_it_is_read_says_so() -> None:
+    reading = StateStore(LocalPort({"n": 1})).get("n")
+    with pytest.raises(TypeError, match=r"write `await ctx.store.get\(...\)`"):
+        bool(reading)
+    with pytest.raises(AttributeError, match=r"write `await ctx.store.get\(...\)`"):
+        reading.real  # noqa: B018
+    assert await reading == 1
+
+
+async def test_a_value_may_be_read_in_a_task() -> None:
+    store = StateStore(LocalPort({"n": 1}))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(store.get("n"))
+    assert task.result() == 1
