@@ -21,7 +21,8 @@ from stepfleet.events import DictLikeModel
 #: Segments of a path.
 MAX_DEPTH: Final = 1000
 
-_MISSING: Final = object()
+#: Stands for a value that is not there.
+MISSING: Final = object()
 
 _NOT_AWAITED: Final = (
     "a value of the store is used before it is read: write `await ctx.store.get(...)`"
@@ -106,7 +107,7 @@ class StateStore(Generic[StateT]):
         """The declared type of the state, `DictState` without one."""
         return self._type
 
-    def get(self, path: str, default: Any = _MISSING) -> Reading:
+    def get(self, path: str, default: Any = MISSING) -> Reading:
         """Return the value at a dotted path (`items.0.name`); has to be awaited.
 
         Raises:
@@ -115,13 +116,13 @@ class StateStore(Generic[StateT]):
         return Reading(partial(self._get, path, default))
 
     async def _get(self, path: str, default: Any) -> Any:
-        head, *rest = _segments(path)
+        head, *rest = segments_of(path)
         found = (await self._port.read([head])).get(head)
         value = found.value if found is not None and found.version else self._field_default(head)
         for segment in rest:
-            value = _step_into(value, segment)
-        if value is _MISSING:
-            if default is _MISSING:
+            value = step_into(value, segment)
+        if value is MISSING:
+            if default is MISSING:
                 raise ValueError(f"Path '{path}' not found in state")
             return default
         return value
@@ -133,16 +134,16 @@ class StateStore(Generic[StateT]):
             ValueError: the path is empty, or the typed state has no such field.
         """
         self._refuse_inside_edit()
-        head, *rest = _segments(path)
+        head, *rest = segments_of(path)
         self._check_field(head)
         if not rest:
             await self._port.write({head: value})
             return
         while True:
-            found = (await self._port.read([head])).get(head, Stored(0, _MISSING))
+            found = (await self._port.read([head])).get(head, Stored(0, MISSING))
             current: Any = found.value if found.version else self._field_default(head)
-            current = {} if current is _MISSING else self._port.copy(current)
-            _put_into(current, rest, value, path)
+            current = {} if current is MISSING else self._port.copy(current)
+            put_into(current, rest, value, path)
             if await self._port.write({head: current}, expected={head: found.version}):
                 return
 
@@ -158,7 +159,7 @@ class StateStore(Generic[StateT]):
         """Replace the whole state."""
         self._refuse_inside_edit()
         before = await self._port.read(None)
-        after = _fields(state)
+        after = fields_of(state)
         await self._port.write(after, [name for name in before if name not in after])
 
     async def clear(self) -> None:
@@ -187,13 +188,13 @@ class StateStore(Generic[StateT]):
         async with self._port.edit() as edit:
             before = await self._port.read(None)
             state = self._assemble(before)
-            original = {name: self._port.copy(value) for name, value in _fields(state).items()}
+            original = {name: self._port.copy(value) for name, value in fields_of(state).items()}
             inside = _edited.set(self)
             try:
                 yield cast(StateT, state)
             finally:
                 _edited.reset(inside)
-            after = _fields(state)
+            after = fields_of(state)
             changed = {
                 name: value
                 for name, value in after.items()
@@ -206,7 +207,7 @@ class StateStore(Generic[StateT]):
     async def load(self) -> LoadedState:
         """Return the whole state for code that cannot await."""
         state = self._assemble(await self._port.read(None))
-        return LoadedState(self._port, _fields(state))
+        return LoadedState(self._port, fields_of(state))
 
     def _refuse_inside_edit(self) -> None:
         # Only the code inside the block, and the tasks it starts: writers elsewhere wait for its end.
@@ -220,7 +221,7 @@ class StateStore(Generic[StateT]):
     def _field_default(self, name: str) -> Any:
         field = self._type.model_fields.get(name)
         if field is None or field.is_required():
-            return _MISSING
+            return MISSING
         return field.get_default(call_default_factory=True, validated_data={})
 
     def _assemble(self, stored: Mapping[str, Stored]) -> BaseModel:
@@ -311,11 +312,17 @@ def _declared_only(state_type: type[BaseModel], values: Mapping[str, Any]) -> di
     return {name: value for name, value in values.items() if name in state_type.model_fields}
 
 
-def _fields(state: BaseModel) -> dict[str, Any]:
+def fields_of(state: BaseModel) -> dict[str, Any]:
+    """Return the values of a state, declared or not."""
     return {**state.__dict__, **(state.__pydantic_extra__ or {})}
 
 
-def _segments(path: str) -> list[str]:
+def segments_of(path: str) -> list[str]:
+    """Return the parts of a dotted path.
+
+    Raises:
+        ValueError: it is empty or too long.
+    """
     if not path:
         raise ValueError("Path cannot be empty")
     if not path.isascii():
@@ -326,26 +333,32 @@ def _segments(path: str) -> list[str]:
     return segments
 
 
-def _step_into(value: Any, segment: str) -> Any:
-    if value is _MISSING:
-        return _MISSING
+def step_into(value: Any, segment: str) -> Any:
+    """Return what a dict, a list or an object has under one part of a path, `MISSING` when nothing."""
+    if value is MISSING:
+        return MISSING
     if isinstance(value, dict):
         mapping = cast(dict[Any, Any], value)
-        return mapping.get(segment, _MISSING)
+        return mapping.get(segment, MISSING)
     if isinstance(value, (list, tuple)):
         items = cast(Sequence[Any], value)
         try:
             return items[int(segment)]
         except (ValueError, IndexError):
-            return _MISSING
-    return getattr(value, segment, _MISSING)
+            return MISSING
+    return getattr(value, segment, MISSING)
 
 
-def _put_into(value: Any, segments: Sequence[str], new: Any, path: str) -> None:
+def put_into(value: Any, segments: Sequence[str], new: Any, path: str) -> None:
+    """Put a value below another one; missing dictionaries on the way are made.
+
+    Raises:
+        ValueError: the path goes through something that has no parts.
+    """
     target: Any = value
     for segment in segments[:-1]:
-        inner: Any = _step_into(target, segment)
-        if inner is _MISSING:
+        inner: Any = step_into(target, segment)
+        if inner is MISSING:
             inner = {}
             _assign(target, segment, inner, path)
         target = inner

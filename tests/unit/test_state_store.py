@@ -1,0 +1,141 @@
+"""A store by itself, its checkpoints and patches, and the functions on paths."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from stepfleet.context.state_store import (
+    MAX_DEPTH,
+    DictState,
+    InMemoryStateStore,
+    apply_state_patch,
+    copy_state_for_edit,
+    create_cleared_state,
+    decode_state,
+    get_by_path,
+    merge_state,
+    set_by_path,
+    set_by_path_copy,
+)
+
+
+class Json:
+    def serialize(self, value: Any) -> str:
+        return json.dumps(value)
+
+    def deserialize(self, value: str) -> Any:
+        return json.loads(value)
+
+
+class Typed(BaseModel):
+    number: int = 1
+    parts: dict[str, int] = {}
+    items: list[int] = [1, 2]
+
+
+async def test_a_store_by_itself_is_read_and_written() -> None:
+    store = InMemoryStateStore(DictState(a={"b": [1, {"c": 2}]}))
+    assert await store.get("a.b.1.c") == 2
+    await store.set("a.b.0", 5)
+    async with store.edit_state() as state:
+        state.more = True
+    assert await store.get("a.b.0") == 5
+    assert await store.get("more") is True
+
+
+async def test_a_checkpoint_does_not_change_with_the_store() -> None:
+    store = InMemoryStateStore(Typed())
+    before = store.checkpoint()
+    await store.set("parts.a", 2)
+    assert before.state.model_dump()["parts"] == {}
+
+
+@pytest.mark.parametrize("state", [DictState(number=1, items=[1, 2], parts={}), Typed()])
+async def test_a_patch_makes_the_later_state_of_the_earlier_one(state: Any) -> None:
+    store = InMemoryStateStore(state)
+    before = store.checkpoint()
+    await store.set("parts", {"a/b": 1, "c~d": 2})
+    await store.set("items.0", 9)
+    await store.set("number", 2)
+    after = store.checkpoint()
+    assert apply_state_patch(before.to_dict(), after.diff(before)) == after.to_dict()
+    assert apply_state_patch(after.to_dict(), before.diff(after)) == before.to_dict()
+    assert after.diff(after) == []
+
+
+def test_a_patch_inserts_into_lists_and_refuses_other_operations() -> None:
+    tree = {"items": [1, 3]}
+    patch = [
+        {"op": "add", "path": "/items/1", "value": 2},
+        {"op": "add", "path": "/items/-", "value": 4},
+        {"op": "remove", "path": "/items/0"},
+    ]
+    assert apply_state_patch(tree, patch) == {"items": [2, 3, 4]}
+    assert tree == {"items": [1, 3]}
+    with pytest.raises(ValueError, match="'move' is none of it"):
+        apply_state_patch(tree, [{"op": "move", "path": "/items/0"}])
+
+
+async def test_a_store_travels_as_a_dict() -> None:
+    data = InMemoryStateStore(DictState(x=1, keys=["a"])).to_dict(Json())
+    assert data["state_data"] == {"_data": {"x": "1", "keys": '["a"]'}}
+    again = InMemoryStateStore.from_dict(data, Json())
+    assert (await again.get("x"), await again.get("keys")) == (1, ["a"])
+
+
+def test_a_value_that_cannot_be_serialized_is_named() -> None:
+    with pytest.raises(ValueError, match="Failed to serialize state value for key o"):
+        InMemoryStateStore(DictState(o=object())).to_dict(Json())
+    with pytest.raises(ValueError, match="Unrecognized state payload of type tuple"):
+        decode_state((), Json())
+
+
+def test_paths_are_read_with_a_default_or_an_error() -> None:
+    state = DictState(a={"b": [1, {"c": 2}]}, items=3)
+    assert get_by_path(state, "a.b.1.c") == 2
+    assert get_by_path(state, "items") == 3
+    assert get_by_path(state, "nope", default=None) is None
+    with pytest.raises(ValueError, match="Path 'nope' not found in state"):
+        get_by_path(state, "nope")
+    with pytest.raises(ValueError, match=f"exceeds {MAX_DEPTH}"):
+        get_by_path(state, ".".join(["a"] * (MAX_DEPTH + 1)))
+
+
+def test_paths_are_written_in_place_or_in_a_copy() -> None:
+    state = DictState()
+    set_by_path(state, "a.b.c", 1)
+    copied = set_by_path_copy(state, "a.b.c", 2)
+    assert (get_by_path(state, "a.b.c"), get_by_path(copied, "a.b.c")) == (1, 2)
+    with pytest.raises(ValueError, match="Path cannot be empty"):
+        set_by_path(state, "", 1)
+    with pytest.raises(ValueError, match='"Typed" object has no field "nope"'):
+        set_by_path(Typed(), "nope", 1)
+
+
+def test_a_copy_shares_what_cannot_be_copied() -> None:
+    lock = __import__("threading").Lock()
+    copied = copy_state_for_edit(DictState(lock=lock, items=[1]))
+    assert copied.lock is lock
+
+
+def test_states_are_merged_and_cleared() -> None:
+    class Child(Typed):
+        more: int = 0
+
+    assert merge_state(Child(more=5), Typed(number=3)).model_dump() == {
+        "number": 3,
+        "parts": {},
+        "items": [1, 2],
+        "more": 5,
+    }
+
+    class Required(BaseModel):
+        name: str
+
+    assert create_cleared_state(Typed).number == 1
+    with pytest.raises(ValueError, match="State must have defaults for all fields"):
+        create_cleared_state(Required)
