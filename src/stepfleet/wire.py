@@ -83,7 +83,7 @@ def encode_timer(timer: Promotion | Expiry) -> bytes:
     """Return the bytes of a timer's data."""
     if isinstance(timer, Expiry):
         return _pack((VERSION, "expiry", timer.waiter))
-    return _pack((VERSION, "promotion", list(timer.route), timer.delivery, timer.record))
+    return _pack((VERSION, "promotion", route_fields(timer.route), timer.delivery, timer.record))
 
 
 def decode_timer(data: bytes) -> Promotion | Expiry:
@@ -96,7 +96,7 @@ def decode_timer(data: bytes) -> Promotion | Expiry:
         case ["expiry", str(waiter)]:
             return Expiry(waiter)
         case ["promotion", route, str(delivery), bytes(record)]:
-            return Promotion(_route(route, data), delivery, record)
+            return Promotion(route_of(route, data), delivery, record)
         case _:
             pass
     raise DecodeError("a timer is of an unknown kind", data)
@@ -122,7 +122,7 @@ class Waiter(NamedTuple):
 
 def encode_waiter(waiter: Waiter) -> bytes:
     """Return the bytes of a waiter."""
-    return _pack((VERSION, *waiter[:5], list(waiter.route), *waiter[6:]))
+    return _pack((VERSION, *waiter[:5], route_fields(waiter.route), *waiter[6:]))
 
 
 def decode_waiter(data: bytes) -> Waiter:
@@ -132,7 +132,7 @@ def decode_waiter(data: bytes) -> Waiter:
         DecodeError: the bytes are no waiter, or one of a newer version.
     """
     fields = _unpack(data, "waiter", len(Waiter._fields))
-    fields[5] = _route(fields[5], data)
+    fields[5] = route_of(fields[5], data)
     shape = (str, str, str, str, bytes, tuple, str, bytes, str)
     return Waiter(*_typed(fields, shape, "waiter", data))
 
@@ -183,12 +183,25 @@ def decode_buffered(data: bytes) -> BufferedEvent:
     return BufferedEvent(*_typed(fields, (str, bytes), "buffered event", data))
 
 
-def _route(fields: Any, data: bytes) -> Route:
-    if not isinstance(fields, list) or len(cast("list[Any]", fields)) != len(Route._fields):
+def route_fields(route: Route) -> list[Any]:
+    """Return a route as it stands in records: without slots it is as it was before there were any."""
+    return list(route if route.slots else route[:-1])
+
+
+def route_of(fields: Any, data: bytes) -> Route:
+    """Return the route that `route_fields` described.
+
+    Raises:
+        DecodeError: it has other fields than this version knows.
+    """
+    count = len(Route._fields)
+    if not isinstance(fields, list) or len(cast("list[Any]", fields)) not in (count - 1, count):
         raise DecodeError("a route has other fields than this version knows", data)
-    shape = (str, str, str, int, int, list)
-    *scalars, types = _typed(cast("list[Any]", fields), shape, "route", data)
-    return Route._make([*scalars, tuple(_typed(types, (str,) * len(types), "route", data))])
+    shape = (str, str, str, int, int, list, list)
+    given = [*cast("list[Any]", fields), []][:count]
+    *scalars, types, slots = _typed(given, shape, "route", data)
+    types = tuple(_typed(types, (str,) * len(types), "route", data))
+    return Route._make([*scalars, types, tuple(_typed(slots, (int,) * len(slots), "route", data))])
 
 
 def _typed(fields: list[Any], shape: tuple[type, ...], what: str, data: bytes) -> list[Any]:

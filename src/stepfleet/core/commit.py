@@ -24,6 +24,9 @@ class Route(NamedTuple):
     #: Every type that the step accepts: what is held for it may belong to the stream of any of
     #: them.
     types: tuple[str, ...] = ()
+    #: On the way to a step that joins events: how many of each of `types` one delivery takes.
+    #: Without it a delivery is whole, as it is once it was in a stream.
+    slots: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -218,6 +221,66 @@ class Emit(NamedTuple):
     guard: str = ""
     awaitable: bool = True
     also: bool = False
+
+
+class Pair(NamedTuple):
+    """Adds a delivery to a step that joins several: the one that completes a set is emitted.
+
+    `route` has slots; only deliveries of the same `scope` ('' for none) come together. The other
+    fields are those of `Emit`.
+    """
+
+    route: Route
+    delivery: str
+    record: bytes
+    scope: str = ""
+    guard: str = ""
+    awaitable: bool = True
+    also: bool = False
+
+
+class Open(NamedTuple):
+    """Opens a scope, with the deliveries (stream, id, record) that it emits, each once, when it ends."""
+
+    scope: str
+    releases: tuple[tuple[Route, str, bytes], ...]
+
+
+class Gather(NamedTuple):
+    """Adds events to what a scope collects for a stream; `quota` (0: none) of them let it emit at once.
+
+    `type` is what the events are to waiters; `awaitable` and `also` are those of `Emit`.
+    """
+
+    scope: str
+    route: Route
+    type: str
+    deliveries: tuple[tuple[str, bytes], ...]
+    quota: int = 0
+    awaitable: bool = True
+    also: bool = False
+
+
+class Within(NamedTuple):
+    """What is emitted from here on is pending in the scopes that are tallied behind it."""
+
+
+class Tally(NamedTuple):
+    """Changes how much is pending in a scope, by `by` and by what was emitted since the last count.
+
+    When nothing is, the scope ends, and emits what it still has for these streams.
+    """
+
+    scope: str
+    by: int
+    releases: tuple[Route, ...]
+
+
+class Consume(NamedTuple):
+    """Removes what a scope collected for a stream, or without a route the set of a joined delivery."""
+
+    name: str
+    route: Route | None = None
 
 
 class Publish(NamedTuple):
@@ -428,6 +491,12 @@ class End(NamedTuple):
 
 Word = (
     Emit
+    | Pair
+    | Open
+    | Gather
+    | Within
+    | Tally
+    | Consume
     | Publish
     | Mark
     | Append

@@ -96,6 +96,22 @@ class Keys:
         key = f"{self._run}{run_id}:buf:{name}"
         return key, f"{key}:events"
 
+    def scope(self, run_id: str, scope: str) -> str:
+        """Hash: how much is pending in the scope of a returned list, and what it emits at its end."""
+        return f"{self._run}{run_id}:scope:{scope}"
+
+    def gathered(self, run_id: str, scope: str, step: str) -> str:
+        """List of the events of a scope that one step collects."""
+        return f"{self._run}{run_id}:scope:{scope}:{step}"
+
+    def partners(self, run_id: str, step: str, event_type: str, scope: str) -> str:
+        """List of the events of one type that wait for others to be joined with; '' for no scope."""
+        return f"{self._run}{run_id}:pair:{step}:{event_type}:{scope}"
+
+    def batch(self, run_id: str, delivery: str) -> str:
+        """List of the events that one delivery of a joining step takes."""
+        return f"{self._run}{run_id}:batch:{delivery}"
+
     def wait(self, run_id: str) -> str:
         """Hash, waiter -> requirement, suspended delivery, journal."""
         return f"{self._run}{run_id}:wait"

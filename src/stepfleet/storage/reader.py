@@ -13,7 +13,14 @@ from stepfleet.errors import DecodeError, StoreRefused
 from stepfleet.storage.cutting import cut_of, reading
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
-from stepfleet.wire import PublicEntry, Waiter, decode_public, decode_waiter
+from stepfleet.wire import (
+    PublicEntry,
+    Waiter,
+    decode_public,
+    decode_waiter,
+    route_fields,
+    route_of,
+)
 
 #: How the key of a buffer's events differs from that of the buffer.
 _BUFFERED_EVENTS: Final = b":events"
@@ -294,7 +301,10 @@ def public_row(row: Sequence[Any]) -> PublicRow:
 
 def encode_definition(definition: Definition) -> bytes:
     """Return the bytes of a definition."""
-    routes = {name: [list(route) for route in routes] for name, routes in definition.routes.items()}
+    routes = {
+        name: [route_fields(route) for route in routes]
+        for name, routes in definition.routes.items()
+    }
     return msgpack.packb(
         [
             1,
@@ -319,8 +329,7 @@ def decode_definition(data: bytes) -> Definition:
         raise DecodeError("the definition of a workflow was written by a newer version", data)
     _, digest, routes, start, timeout_ms, arguments = fields
     by_type = {
-        name: tuple(Route._make([*route[:-1], tuple(route[-1])]) for route in rows)
-        for name, rows in routes.items()
+        name: tuple(route_of(route, data) for route in rows) for name, rows in routes.items()
     }
     return Definition(digest, by_type, start, timeout_ms, arguments)
 

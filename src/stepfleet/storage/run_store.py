@@ -289,6 +289,64 @@ def _emit(p: Packing, args: list[Arg], w: c.Emit) -> None:
         args += delivery
 
 
+def _pair(p: Packing, args: list[Arg], w: c.Pair) -> None:
+    route = w.route._replace(slots=())
+    args += (
+        "also pair" if w.also else "pair",
+        p.guard(w.guard),
+        p.inbox(route) if w.awaitable else 0,
+        p.stream(route),
+        p.hold(route),
+        p.key(p.keys.batch(p.run_id, w.delivery)),
+        w.delivery,
+        w.record,
+        len(route.types),
+    )
+    needs = dict(zip(route.types, w.route.slots, strict=True))
+    for name in (route.type, *(name for name in needs if name != route.type)):
+        args += (p.key(p.keys.partners(p.run_id, route.step, name, w.scope)), needs[name])
+
+
+def _open(p: Packing, args: list[Arg], w: c.Open) -> None:
+    args += ("open", p.key(p.keys.scope(p.run_id, w.scope)), len(w.releases))
+    for route, delivery, record in w.releases:
+        args += (p.stream(route), delivery, record)
+
+
+def _gather(p: Packing, args: list[Arg], w: c.Gather) -> None:
+    args += (
+        "also gather" if w.also else "gather",
+        p.key(p.keys.scope(p.run_id, w.scope)),
+        p.key(p.keys.gathered(p.run_id, w.scope, w.route.step)),
+        p.inbox(w.route) if w.awaitable else 0,
+        p.stream(w.route),
+        p.hold(w.route),
+        w.quota,
+        w.type,
+        len(w.deliveries),
+    )
+    for delivery in w.deliveries:
+        args += delivery
+
+
+def _within(p: Packing, args: list[Arg], w: c.Within) -> None:
+    args.append("within")
+
+
+def _tally(p: Packing, args: list[Arg], w: c.Tally) -> None:
+    args += ("tally", p.key(p.keys.scope(p.run_id, w.scope)), w.by, len(w.releases))
+    for route in w.releases:
+        args += (p.stream(route), p.hold(route))
+
+
+def _consume(p: Packing, args: list[Arg], w: c.Consume) -> None:
+    keys = p.keys
+    if w.route is None:
+        args += ("discard", p.key(keys.batch(p.run_id, w.name)))
+    else:
+        args += ("discard", p.key(keys.gathered(p.run_id, w.name, w.route.step)))
+
+
 def _publish(p: Packing, args: list[Arg], w: c.Publish) -> None:
     args += (
         "publish",
@@ -467,6 +525,12 @@ _EXPECTATIONS: dict[type[Any], _Writer] = {
 
 _WORDS: dict[type[Any], _Writer] = {
     c.Emit: _emit,
+    c.Pair: _pair,
+    c.Open: _open,
+    c.Gather: _gather,
+    c.Within: _within,
+    c.Tally: _tally,
+    c.Consume: _consume,
     c.Publish: _publish,
     c.Mark: _mark,
     c.Append: _append,

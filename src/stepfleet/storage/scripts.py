@@ -11,7 +11,10 @@ from typing import Final
 #: Script -> the files it is made of. The prelude comes first, the contract is in the header of the
 #: last.
 PARTS: Final = {
-    "commit": ("prelude", "batch", "slots", "fences", "expectations", "words", "commit"),
+    "commit": (
+        *("prelude", "batch", "slots", "fences", "expectations"),
+        *("emits", "scopes", "words", "commit"),
+    ),
     "beat": ("prelude", "beat"),
     "reclaim": ("prelude", "reclaim"),
     "audit": ("prelude", "audit"),

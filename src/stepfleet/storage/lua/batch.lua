@@ -14,6 +14,8 @@ local asked                       -- buffer that gets its first event -> type, q
 local waiting                     -- hold list -> its length, where it matters
 local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
 local sizes                       -- hash -> its number of fields before this commit
+local born                        -- deliveries that it added since it began to count
+local pending                     -- scope -> deliveries pending in it before this commit, false: no such scope
 local deletions = {}              -- stream -> entry ids, deleted in bulk at the end: XDEL alone costs twice as much
 local halted = {}                 -- run -> why Redis refused a commit of it: those behind must not overtake it
 

@@ -3,7 +3,7 @@
 -- A commit is a fence (the proof that it may act), expectations (what it relies on that others can move) and
 -- words (what it writes). The script knows streams, slots, buffers and timers; it does not know what a step is.
 --
--- The loader puts prelude, batch, slots, fences, expectations and words in front of this file.
+-- The loader puts prelude, batch, slots, fences, expectations, emits, scopes and words in front of this file.
 --
 -- KEYS  every key of the call, each named below by its index.
 -- ARGV  group, consumer, number of streams;
@@ -58,7 +58,7 @@ end
 local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
   opened, diverted, missing, appends, asked = {}, false, nil, {}, {}
-  waiting, wanted, sizes = {}, {}, {}
+  waiting, wanted, sizes, born, pending = {}, {}, {}, 0, {}
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)
   if refusal then return refusal end

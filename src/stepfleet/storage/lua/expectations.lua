@@ -2,10 +2,9 @@
 --
 -- Each returns where the next one begins and, when it does not hold, the answer with what moved.
 
--- Whether an open waiter wants events of this stream's type: they are matched in Python before anything else.
-local function awaited(s)
+-- Whether an open waiter wants events of a type: they are matched in Python before anything else.
+local function awaited(type_)
   if not fields[3] or fields[3] == '0' then return false end
-  local type_ = string.match(LABEL[s], '^[^:]*')
   local counts = rc('HMGET', run, 'waiting:' .. type_, 'waiting:*')
   return (counts[1] or '0') ~= '0' or (counts[2] or '0') ~= '0'
 end

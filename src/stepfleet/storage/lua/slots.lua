@@ -19,6 +19,11 @@ local function register(key)
   rc('HSET', run, 'further', 1)
 end
 
+local function unregister(key)
+  rc('DEL', key)
+  rc('SREM', K[keys], key)
+end
+
 -- Read phase: a hash that will be written.
 local function look(hash)
   if not sizes[hash] then
@@ -122,10 +127,12 @@ local function refill(s, hold, n)
   waiting[hold] = left
 end
 
--- k deliveries (id, record) from ARGV j on: to the stream while slots are free and nobody waits, else to the hold list.
-local function emit(s, hold, k, j)
+-- k deliveries (id, record) from value j on: to the stream while slots are free and nobody waits, else to the hold
+-- list.
+local function emit(s, hold, k, j, from)
+  from, born = from or A, born + k
   if LIMIT[s] == 0 then
-    for x = j, j + 2 * k - 2, 2 do enter(s, LABEL[s], A[x], A[x + 1]) end
+    for x = j, j + 2 * k - 2, 2 do enter(s, LABEL[s], from[x], from[x + 1]) end
     return
   end
   local list, values = K[hold], {}
@@ -134,11 +141,11 @@ local function emit(s, hold, k, j)
   local free = queue and 0 or math.min(LIMIT[s] - n + k, MOST)
   for x = j, j + 2 * k - 2, 2 do
     if free > 0 and admitted(s) then
-      enter(s, LABEL[s], A[x], A[x + 1])
+      enter(s, LABEL[s], from[x], from[x + 1])
       free = free - 1
     else
       free = 0
-      values[#values + 1] = held(s, A[x], A[x + 1])
+      values[#values + 1] = held(s, from[x], from[x + 1])
     end
   end
   if #values > 0 then hold_back(list, values) end

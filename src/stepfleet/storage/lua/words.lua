@@ -17,45 +17,22 @@ end
 -- per step of a three-step chain. Every program that waits for any run gets it, so it is short.
 local SHORT = 512
 
-local function key_at(j) return K[A[j] + 0] end
-
 local function write_opened()
   if #opened > 0 then write_all('HSET', open, opened) end
   opened = {}
 end
 
--- guard, waiters' stream (0: nobody can wait), stream, hold list, k, k times (delivery, record)
-local emitting = {
-  size = 5, n = 4, each = 2,
-  check = function(j)
-    local guard, s, hold = A[j] + 0, A[j + 2] + 0, A[j + 3] + 0
-    if guard > 0 then look(K[guard]) end
-    if hold > 0 then room(s, hold, A[j + 4] + 0) end
-  end,
-  write = function(j)
-    local guard, inbox, s, hold, k = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0, A[j + 4] + 0
-    diverted = inbox > 0 and awaited(s)
-    if diverted then s, hold = inbox, 0 end
-    if guard == 0 then return emit(s, hold, k, j + 5) end
-    -- The guard remembers which way an event went: its repetition must not go the other one as well.
-    for x = j + 5, j + 3 + 2 * k, 2 do
-      if rc('HSETNX', K[guard], A[x], diverted and 'w' or '') == 1 then
-        made(K[guard])
-        emit(s, hold, 1, x)
-      elseif rc('HGET', K[guard], A[x]) == 'w' then
-        diverted = true
-      end
-    end
-  end,
-}
-
 local WORD = {
   emit = emitting,
-  -- as emit, the same event for a further stream: only where the first was not diverted
-  also = {
-    size = 5, n = 4, each = 2, check = emitting.check,
-    write = function(j) if not diverted then emitting.write(j) end end,
-  },
+  also = also(emitting),
+  pair = pairing,
+  ['also pair'] = also(pairing),
+  open = opening,
+  gather = gathering,
+  ['also gather'] = also(gathering),
+  tally = tallying,
+  -- What is emitted from here on belongs to the scopes that are tallied behind it.
+  within = { size = 0, write = function() born = 0 end },
   -- events, how many are kept, guard, field, entry
   publish = {
     size = 5,
@@ -153,7 +130,8 @@ local WORD = {
     end,
     write = function(j)
       local list, s, hold, k, inbox = key_at(j), A[j + 1] + 0, key_at(j + 2), A[j + 3] + 0, A[j + 4] + 0
-      if awaited(s) then
+      born = born + k
+      if awaited(type_of(s)) then
         for first = 0, k - 1, CHUNK do
           for _, element in ipairs(rc('LRANGE', list, first, first + CHUNK - 1)) do
             local did, _, record = parts(element)
@@ -209,6 +187,8 @@ local WORD = {
   },
   -- key
   erase = { size = 1, write = function(j) rc('DEL', key_at(j)) end },
+  -- key that was registered
+  discard = { size = 1, write = function(j) unregister(key_at(j)) end },
   -- field of the run's record, by how much
   count = { size = 2, write = function(j) rc('HINCRBY', run, A[j], A[j + 1]) end },
   -- list, value, how many are kept

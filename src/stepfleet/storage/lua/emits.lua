@@ -1,0 +1,90 @@
+-- emits.lua (part of commit.lua): the words that add deliveries, one by one or joined.
+
+local function key_at(j) return K[A[j] + 0] end
+
+-- Read phase: a list that may get its first element.
+local function look_at_list(list)
+  local n = rc('LLEN', list)
+  if n == 0 then can_register() end
+  return n
+end
+
+local function append(list, values)
+  local length = 0
+  for first = 1, #values, CHUNK do
+    length = rc('RPUSH', list, unpack(values, first, math.min(first + CHUNK - 1, #values)))
+  end
+  if length == #values then register(list) end
+  return length
+end
+
+local function type_of(s) return string.match(LABEL[s], '^[^:]*') end
+
+-- Whether a delivery is added for the first time, with a guard. The guard remembers which way an event went: its
+-- repetition must not go the other one as well.
+local function first_time(guard, did)
+  if guard == 0 then return true end
+  if rc('HSETNX', K[guard], did, diverted and 'w' or '') == 1 then
+    made(K[guard])
+    return true
+  end
+  if rc('HGET', K[guard], did) == 'w' then diverted = true end
+  return false
+end
+
+-- guard, waiters' stream (0: nobody can wait), stream, hold list, k, k times (delivery, record)
+local emitting = {
+  size = 5, n = 4, each = 2,
+  check = function(j)
+    local guard, s, hold = A[j] + 0, A[j + 2] + 0, A[j + 3] + 0
+    if guard > 0 then look(K[guard]) end
+    if hold > 0 then room(s, hold, A[j + 4] + 0) end
+  end,
+  write = function(j)
+    local guard, inbox, s, hold, k = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0, A[j + 4] + 0
+    diverted = inbox > 0 and awaited(type_of(s))
+    if diverted then s, hold = inbox, 0 end
+    if guard == 0 then return emit(s, hold, k, j + 5) end
+    for x = j + 5, j + 3 + 2 * k, 2 do
+      if first_time(guard, A[x]) then emit(s, hold, 1, x) end
+    end
+  end,
+}
+
+-- The same event for a further stream: only where the first was not diverted.
+local function also(word)
+  return {
+    size = word.size, n = word.n, each = word.each, check = word.check,
+    write = function(j) if not diverted then word.write(j) end end,
+  }
+end
+
+-- guard, waiters' stream (0: nobody can wait), stream, hold list, list of a joined delivery, delivery, record, n,
+-- n times (list, how many of its deliveries make a joined one), its own list first: the delivery that completes a set
+-- is emitted, and the set stands in a list of its own
+local pairing = {
+  size = 8, n = 7, each = 2,
+  check = function(j)
+    if A[j] + 0 > 0 then look(key_at(j)) end
+    for x = j + 8, j + 6 + 2 * A[j + 7], 2 do look_at_list(key_at(x)) end
+    rc('LLEN', key_at(j + 4))
+    can_register()
+    room(A[j + 2] + 0, A[j + 3] + 0, 1)
+  end,
+  write = function(j)
+    local guard, inbox, s, own = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, key_at(j + 8)
+    diverted = inbox > 0 and awaited(type_of(s))
+    if not first_time(guard, A[j + 5]) then return end
+    if diverted then return emit(inbox, 0, 1, j + 5) end
+    append(own, { held(s, A[j + 5], A[j + 6]) })
+    for x = j + 8, j + 6 + 2 * A[j + 7], 2 do
+      if rc('LLEN', key_at(x)) < A[x + 1] + 0 then return end
+    end
+    local set = {}
+    for x = j + 8, j + 6 + 2 * A[j + 7], 2 do
+      for _ = 1, A[x + 1] do set[#set + 1] = rc('LPOP', key_at(x)) end
+    end
+    append(key_at(j + 4), set)
+    emit(s, A[j + 3] + 0, 1, j + 5)
+  end,
+}
