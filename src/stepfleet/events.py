@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
@@ -245,9 +246,10 @@ class IdleReleasedEvent(StopEvent):
 class CollectionReleaseEvent(Event):
     """Triggers a step that collects a list of events, with the complete list."""
 
-    events: list[SerializableEvent]
-    stream_id: str
-    binding_id: str
+    events: list[SerializableEvent] = Field(default_factory=list[Event])
+    #: The delivery that returned the list.
+    stream_id: str = ""
+    binding_id: str = ""
 
 
 class InternalDispatchEvent(Event):

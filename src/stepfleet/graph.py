@@ -114,6 +114,11 @@ class Graph:
             self._acceptors[event_type] = found
         return found
 
+    @property
+    def collects(self) -> bool:
+        """Whether a step takes lists of events."""
+        return any(spec.collects for spec in self.steps.values())
+
     @cached_property
     def collectors(self) -> Mapping[str, tuple[StepSpec, ...]]:
         """The steps that collect events out of the scope of a list, by the step that returns it."""

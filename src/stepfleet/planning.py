@@ -12,6 +12,7 @@ from typing import Any, Final
 from stepfleet.codec import Codec, Limits, TypeRegistry
 from stepfleet.core.plan import Plan, type_name
 from stepfleet.errors import DefinitionError, EncodeError
+from stepfleet.events import CollectionReleaseEvent
 from stepfleet.graph import Graph
 from stepfleet.storage.reader import Definition
 from stepfleet.workflow import Workflow, graph_of, options_of
@@ -48,13 +49,13 @@ def make_plan(
         DefinitionError: its steps do not make a workflow, or a type cannot travel.
     """
     graph = graph_of(workflow, name=name)
-    _require_single_events(graph)
     registry = TypeRegistry(open=open_types)
     types = () if isinstance(workflow, type) else options_of(workflow).types
     if isinstance(workflow, type):
         types = workflow.declared_types()
     state = (graph.state_type,) if graph.state_type is not None else ()
-    declared = [*graph.event_types, *types, *state]
+    lists = (CollectionReleaseEvent,) if graph.collects else ()
+    declared = [*graph.event_types, *lists, *types, *state]
     registry.reachable(declared)
     if not open_types:
         cls = workflow if isinstance(workflow, type) else type(workflow)
@@ -62,15 +63,6 @@ def make_plan(
             if _disturbs_no_name(mentioned, declared, registry):
                 registry.reachable([mentioned])
     return Plan(name, graph, registry, Codec(registry, limits=limits))
-
-
-def _require_single_events(graph: Graph) -> None:
-    for spec in graph.steps.values():
-        if spec.listed or spec.slots or spec.collects:
-            raise DefinitionError(
-                f"Step '{spec.name}' takes or returns lists of events, or joins events: "
-                "that is checked already, but cannot be run yet."
-            )
 
 
 def _mentioned_types(

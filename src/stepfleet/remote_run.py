@@ -12,8 +12,9 @@ from typing import Any, Final, Protocol, TypeVar
 from stepfleet.awaited import Ending, not_found
 from stepfleet.codec import Codec
 from stepfleet.core import endings
-from stepfleet.core.commit import Answer, Commit, Emit, Expectation, OperationFence, Route, Word
+from stepfleet.core.commit import Answer, Commit, Expectation, OperationFence, Route, Word
 from stepfleet.core.delivery import Record, delivery_id
+from stepfleet.core.plan import arrival
 from stepfleet.errors import (
     RunFailed,
     WorkflowCancelledByUser,
@@ -294,9 +295,10 @@ class RemoteRun:
         parent = f"{self.run_id}/{operation}"
         record = encode_record(Record(parent, type_id, payload, target=step))
         words: list[Word] = [
-            Emit(
+            arrival(
                 route,
-                ((delivery_id(parent, route.step, "external", 0), record),),
+                delivery_id(parent, route.step, "external", 0),
+                record,
                 also=position > 0,
             )
             for position, route in enumerate(routes)

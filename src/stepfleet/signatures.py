@@ -87,6 +87,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     events: list[_EventParameter] = []
     contexts: dict[str, type[BaseModel] | None] = {}
     resources: list[ResourceDefinition] = []
+    others: list[tuple[inspect.Parameter, object]] = []
     for parameter in parameters[is_method:]:
         annotation = hints.get(parameter.name)
         if asked := resource_in(annotation):
@@ -96,9 +97,11 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
         elif _is_context(annotation):
             contexts[parameter.name] = _state_type(function, annotation)
         else:
-            _require_optional(function, parameter, annotation)
+            others.append((parameter, annotation))
         _require_named(function, parameter)
     _check_together(events)
+    for parameter, annotation in others:
+        _require_optional(function, parameter, annotation)
     bare, listed = _return_types(function, hints)
     context_param, state_type = _only_context(function, contexts)
     return Signature(

@@ -198,7 +198,7 @@ def route_of(fields: Any, data: bytes) -> Route:
     if not isinstance(fields, list) or len(cast("list[Any]", fields)) not in (count - 1, count):
         raise DecodeError("a route has other fields than this version knows", data)
     shape = (str, str, str, int, int, list, list)
-    given = [*cast("list[Any]", fields), []][:count]
+    given: list[Any] = [*cast("list[Any]", fields), *cast("list[Any]", [[]])][:count]
     *scalars, types, slots = _typed(given, shape, "route", data)
     types = tuple(_typed(types, (str,) * len(types), "route", data))
     return Route._make([*scalars, types, tuple(_typed(slots, (int,) * len(slots), "route", data))])

@@ -1,10 +1,7 @@
 """Delivery + outcome -> commit: the rules of a workflow, without I/O and without a clock. Layer: core, pure.
 
 The rules:
-- A returned StopEvent ends the run. Any other event goes to every step that accepts its type; one
-that nobody
-  accepts goes to the system stream, where a waiter may want it. InputRequiredEvents are published
-  as well.
+- A returned StopEvent ends the run. Where any other event goes is decided in `core.scopes`.
 - A failed step runs again after its policy's delay, as the next attempt. Without one, or when it
 gives up,
   its `catch_error` step gets the failure; without one, or when its budget is used up, the run fails.
@@ -46,7 +43,7 @@ from stepfleet.core.commit import (
     Wait,
     Word,
 )
-from stepfleet.core.delivery import Delivery, Record, delivery_id
+from stepfleet.core.delivery import Delivery, Record
 from stepfleet.core.outcome import (
     Collected,
     Effect,
@@ -61,10 +58,11 @@ from stepfleet.core.outcome import (
     Traces,
     Unreadable,
 )
-from stepfleet.core.plan import Plan
+from stepfleet.core.plan import Plan, arrival
 from stepfleet.core.recovery import encoded_failure, recovered
+from stepfleet.core.scopes import consumed, followed
 from stepfleet.errors import DeadLettered
-from stepfleet.events import InputRequiredEvent, StopEvent, WorkflowFailedEvent
+from stepfleet.events import StopEvent, WorkflowFailedEvent
 from stepfleet.retry_policy import next_delay
 from stepfleet.wire import (
     Expiry,
@@ -124,13 +122,13 @@ def effects_commit(delivery: Delivery, effects: Iterable[Effect], *, age_ms: int
 
 def _returned(delivery: Delivery, outcome: Returned, plan: Plan) -> Commit:
     expects, words = _collects(outcome.collected)
-    words = [*_traces(delivery, outcome.traces), *words]
-    event = outcome.event
-    if event is not None:
-        if issubclass(event.event_type, StopEvent):
-            words.append(End("completed", _terminal(event, delivery, outcome.traces)))
-        else:
-            words += _emitted(event, delivery, outcome.traces, plan)
+    words = [*_traces(delivery, outcome.traces), *consumed(delivery, plan), *words]
+    events = outcome.members if outcome.members is not None else (outcome.event,)
+    stop = next((e for e in events if e is not None and issubclass(e.event_type, StopEvent)), None)
+    if stop is not None:
+        words.append(End("completed", _terminal(stop, delivery, outcome.traces)))
+    else:
+        words += followed(delivery, outcome, plan)
     return Commit(delivery.run_id, _fence(delivery), words, expects)
 
 
@@ -314,34 +312,18 @@ def _effects(effects: Iterable[Effect], guard: str) -> list[Word]:
 
 
 def _only_route(effect: Effect) -> Route | None:
-    return effect.routes[0][0] if isinstance(effect, Send) and len(effect.routes) == 1 else None
+    """Return the one stream of a send, if it goes to one, and as it is."""
+    if not isinstance(effect, Send) or len(effect.routes) != 1:
+        return None
+    route = effect.routes[0][0]
+    return None if route.slots else route
 
 
 def _to_all(routes: Sequence[tuple[Route, str]], record: bytes, guard: str = "") -> list[Word]:
     return [
-        Emit(route, ((name, record),), guard, also=position > 0)
+        arrival(route, name, record, guard=guard, also=position > 0)
         for position, (route, name) in enumerate(routes)
     ]
-
-
-def _emitted(event: Encoded, delivery: Delivery, traces: Traces, plan: Plan) -> list[Word]:
-    words: list[Word] = []
-    routes = plan.accepted_by(event.event_type)
-    if issubclass(event.event_type, InputRequiredEvent):
-        words.append(Publish(_public("event", event, delivery, traces)))
-    if not routes and not issubclass(event.event_type, InputRequiredEvent):
-        routes = (plan.system,)
-    record = encode_record(
-        Record(
-            delivery.id,
-            event.type_id,
-            event.payload,
-            lineage=delivery.record.lineage,
-            headers=delivery.record.headers,
-        )
-    )
-    named = [(route, delivery_id(delivery.id, route.step, "return", 0)) for route in routes]
-    return [*words, *_to_all(named, record)]
 
 
 def _seed(delivery: Delivery) -> int:

@@ -48,6 +48,8 @@ class Delivery(NamedTuple):
     deliveries: int = 1
     #: No execution of this delivery can have begun before.
     fresh: bool = True
+    #: Of a step that takes several events: type name of the stream and encoded record of each.
+    batch: tuple[tuple[str, bytes], ...] | None = None
 
     @property
     def is_first(self) -> bool:

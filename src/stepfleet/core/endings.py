@@ -8,7 +8,6 @@ from stepfleet.codec import Codec
 from stepfleet.core.commit import (
     Commit,
     ControlFence,
-    Emit,
     End,
     Fence,
     NewRunFence,
@@ -17,6 +16,7 @@ from stepfleet.core.commit import (
     Write,
 )
 from stepfleet.core.delivery import Record, delivery_id
+from stepfleet.core.plan import arrival
 from stepfleet.events import (
     StopEvent,
     WorkflowCancelledEvent,
@@ -44,7 +44,7 @@ def start(
         # The budget; the first execution of the run turns it into a deadline.
         fields += ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
     emits = [
-        Emit(route, ((delivery_id(run_id, route.step, "start", 0), record),), awaitable=False)
+        arrival(route, delivery_id(run_id, route.step, "start", 0), record, awaitable=False)
         for route in routes
     ]
     writes = [Write(name, value) for name, value in values.items()]
@@ -64,11 +64,14 @@ def timed_out(
     return _ended(run_id, OverdueFence(), "timed_out", event, codec, fields=("reason", waiting))
 
 
-def failed(run_id: str, step: str, error: Exception, codec: Codec) -> Commit:
+def failed(
+    run_id: str, step: str, error: Exception, codec: Codec, *, fence: Fence | None = None
+) -> Commit:
     """Return the commit that ends a live run in an error that no step raised."""
     event = WorkflowFailedEvent(step_name=step, exception=error)
     fields = ("error", codec.encode_error(error), "step", step)
-    return _ended(run_id, ControlFence(), "failed", event, codec, parks=True, fields=fields)
+    fence = fence or ControlFence()
+    return _ended(run_id, fence, "failed", event, codec, parks=True, fields=fields)
 
 
 def _ended(

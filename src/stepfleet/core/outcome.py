@@ -74,6 +74,8 @@ class Returned:
     """The step returned."""
 
     event: Encoded | None
+    #: What it returned as a list.
+    members: tuple[Encoded, ...] | None = None
     collected: tuple[Collected, ...] = ()
     traces: Traces = Traces()
 

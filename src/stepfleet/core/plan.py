@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
 from stepfleet.codec import Codec, TypeRegistry
-from stepfleet.core.commit import Route
+from stepfleet.core.commit import Emit, Pair, Route
 from stepfleet.errors import WorkflowRuntimeError
-from stepfleet.events import Event
+from stepfleet.events import CollectionReleaseEvent, Event
 from stepfleet.graph import Graph, StepSpec
 
 #: Event type name of a workflow's system stream (`storage.keys.SYSTEM` is the same word).
@@ -38,22 +39,34 @@ class Plan:
         self._by_label: dict[tuple[str, str], StepSpec] = {}
         routes: list[Route] = []
         for spec in graph.steps.values():
-            for accepted in spec.accepts:
-                route = self._route(spec, accepted)
+            own = [self.collector(spec)] if spec.collects else self._routes(spec)
+            for route in own:
                 routes.append(route)
                 self._by_label[route.type, route.step] = spec
         #: Every step stream of the workflow.
         self.routes: tuple[Route, ...] = tuple(routes)
 
-    def _route(self, spec: StepSpec, accepted: type[Event]) -> Route:
-        return Route(
-            self.workflow,
-            self.name_of(accepted),
-            spec.name,
-            spec.num_workers,
-            spec.max_concurrency or 0,
-            tuple(self.name_of(cls) for cls in spec.accepts),
-        )
+    def _routes(self, spec: StepSpec) -> list[Route]:
+        names = tuple(map(self.name_of, spec.accepts))
+        ceiling = spec.max_concurrency or 0
+        return [
+            Route(self.workflow, name, spec.name, spec.num_workers, ceiling, names)
+            for name in names
+        ]
+
+    def collector(self, spec: StepSpec) -> Route:
+        """Return the one stream of a step that takes lists of events."""
+        name, ceiling = self.name_of(CollectionReleaseEvent), spec.max_concurrency or 0
+        return Route(self.workflow, name, spec.name, spec.num_workers, ceiling, (name,))
+
+    def releases(self, source: str) -> tuple[Route, ...]:
+        """Return the streams that are told when the scope of a step's list ends."""
+        return tuple(map(self.collector, self.graph.collectors.get(source, ())))
+
+    def collected_by(self, event_type: type[Event], source: str) -> tuple[StepSpec, ...]:
+        """Return the steps that collect events of this type in the scope of a step's list."""
+        found = self.graph.collectors.get(source, ())
+        return tuple(spec for spec in found if spec.accepts_type(event_type))
 
     def name_of(self, event_type: type[Event]) -> str:
         """Return how keys name an event type.
@@ -86,18 +99,26 @@ class Plan:
         return self._by_label.get((route.type, route.step))
 
     def accepted_by(self, event_type: type[Event]) -> tuple[Route, ...]:
-        """Return the streams that an event of this type goes to."""
+        """Return the streams that an event of this type goes to by itself: no collector's."""
         found = self._accepted.get(event_type)
         if found is None:
-            found = tuple(self._into(spec, event_type) for spec in self.graph.acceptors(event_type))
+            specs = [spec for spec in self.graph.acceptors(event_type) if not spec.collects]
+            found = tuple(self._into(spec, event_type) for spec in specs)
             self._accepted[event_type] = found
         return found
+
+    def would_collect(self, event_type: type[Event]) -> tuple[str, ...]:
+        """Return the steps that take events of this type in lists, and so only inside of scopes."""
+        specs = self.graph.acceptors(event_type)
+        return tuple(spec.name for spec in specs if spec.collects)
 
     def _into(self, spec: StepSpec, event_type: type[Event]) -> Route:
         accepted = event_type
         if event_type not in spec.accepts:
             accepted = next(cls for cls in event_type.__mro__ if cls in spec.accepts)
-        return self._route(spec, accepted)
+        needs = Counter(slot for _, slot in spec.slots)
+        route = self._routes(spec)[spec.accepts.index(accepted)]
+        return route._replace(slots=tuple(needs[cls] for cls in spec.accepts) if needs else ())
 
 
 def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Route, ...]:
@@ -112,6 +133,24 @@ def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Route, ...]:
     if step not in plan.graph.steps:
         raise WorkflowRuntimeError(f"Step {step} does not exist")
     targeted = tuple(route for route in routes if route.step == step)
+    if step in plan.would_collect(type(event)):
+        return (plan.system,)  # where such a send ends the run: it cannot join a list
     if not targeted:
         raise WorkflowRuntimeError(f"Step {step} does not accept event of type {type(event)}")
     return targeted
+
+
+def arrival(
+    route: Route,
+    delivery: str,
+    record: bytes,
+    *,
+    scope: str = "",
+    guard: str = "",
+    awaitable: bool = True,
+    also: bool = False,
+) -> Emit | Pair:
+    """Return the word that brings an event to a step; of several that a step joins, the last one starts it."""
+    if route.slots:
+        return Pair(route, delivery, record, scope, guard, awaitable, also)
+    return Emit(route, ((delivery, record),), guard, awaitable, also)

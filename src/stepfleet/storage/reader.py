@@ -213,6 +213,20 @@ class RunReader:
         _, events = self.keys.buffer(run_id, name)
         return list(await self.link.call("LRANGE", events, 0, length - 1)) if length else []
 
+    async def batch(
+        self, run_id: str, delivery: str, name: str
+    ) -> tuple[tuple[str, bytes], ...] | None:
+        """Return the events that a delivery takes (type name of the stream, record), None if it is settled.
+
+        Args:
+            name: key of the list where they are.
+        """
+        rows, pending = await self.link.calls(
+            [("LRANGE", name, 0, -1), ("HEXISTS", self.keys.open(run_id), delivery)]
+        )
+        # The list goes with the delivery: if that is still pending now, nothing was missing before.
+        return tuple(map(_gathered, rows)) if pending and not isinstance(rows, Exception) else None
+
     async def collected(self, run_id: str) -> dict[str, dict[str, int]]:
         """Return how many events of each type every collect buffer has."""
         further = await self.link.call("SMEMBERS", self.keys.further(run_id))
@@ -332,6 +346,12 @@ def decode_definition(data: bytes) -> Definition:
         name: tuple(route_of(route, data) for route in rows) for name, rows in routes.items()
     }
     return Definition(digest, by_type, start, timeout_ms, arguments)
+
+
+def _gathered(element: bytes) -> tuple[str, bytes]:
+    """Return an element of a list of deliveries: id (22 characters), label, line feed, record."""
+    label, _, record = element[22:].partition(b"\n")
+    return label.partition(b":")[0].decode(), record
 
 
 def _run_record(reply: Any) -> RunRecord | None:

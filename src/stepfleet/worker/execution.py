@@ -8,11 +8,12 @@ commit when it ends first.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from stepfleet.core.continuation import origin_of
 from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
@@ -26,7 +27,8 @@ from stepfleet.core.outcome import (
     Traces,
 )
 from stepfleet.core.plan import Plan, routes_of, type_name
-from stepfleet.errors import DecodeError, StaleExecution
+from stepfleet.core.scopes import outside_scopes
+from stepfleet.errors import DecodeError, StaleExecution, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.graph import StepSpec
 from stepfleet.retry_policy import RetryInfo
@@ -35,10 +37,19 @@ from stepfleet.wire import (
     BufferedEvent,
     PublicEntry,
     decode_buffered,
+    decode_record,
     decode_unclaimed,
     encode_buffered,
     encode_public,
     encode_record,
+)
+
+logger = logging.getLogger("stepfleet.worker.execution")
+
+#: Logged for an event that a step takes only in lists.
+IGNORED: Final = (
+    "run_id=%s: Ignoring %s for collect step '%s': it was sent outside any collection stream "
+    "(e.g. via ctx.send_event) so it cannot join a batch."
 )
 
 
@@ -154,7 +165,12 @@ class Execution:
     def send(self, event: Event, step: str | None) -> None:
         """Queue an event for the steps that accept it."""
         self._refuse_if_ended("send_event")
+        if step is not None and step in self.plan.would_collect(type(event)):
+            raise cannot_join(event, step)
         routes = routes_of(self.plan, event, step)
+        if step is None and routes != (self.plan.system,):
+            for collector in self.plan.would_collect(type(event)):
+                logger.warning(IGNORED, self.run_id, type(event).__name__, collector)
         type_id, payload = self.plan.codec.encode_event(event)
         parent = self.delivery.record
         record = encode_record(
@@ -162,7 +178,7 @@ class Execution:
                 self.delivery.id,
                 type_id,
                 payload,
-                lineage=parent.lineage,
+                lineage=outside_scopes(parent.lineage),
                 headers=parent.headers,
                 target=step,
             )
@@ -329,11 +345,72 @@ class Execution:
         buffered = decode_buffered(data)
         return self.plan.codec.decode_event(buffered.type_id, buffered.payload)
 
+    # -- what it takes -----------------------------------------------------------------------------
+
+    def events(self) -> dict[str, Any]:
+        """Return the arguments for the event parameters of the step.
+
+        Raises:
+            DecodeError: this code cannot read one of the events.
+        """
+        delivery, spec = self.delivery, self.spec
+        if delivery.batch is None:
+            record = delivery.record
+            event = self.plan.codec.decode_event(record.type_id, record.payload)
+            return {spec.event_param: event}
+        taken = [(name, self._recorded(data)) for name, data in delivery.batch]
+        if spec.collects:
+            return {spec.event_param: [event for _, event in taken]}
+        by_type: dict[str, list[Event]] = {}
+        for name, event in taken:
+            by_type.setdefault(name, []).append(event)
+        queues = {name: iter(events) for name, events in by_type.items()}
+        return {slot: next(queues[self.plan.name_of(cls)]) for slot, cls in spec.slots}
+
+    def _recorded(self, data: bytes) -> Event:
+        record = decode_record(data)
+        return self.plan.codec.decode_event(record.type_id, record.payload)
+
     # -- the end -----------------------------------------------------------------------------------
 
     def end(self, why: str) -> None:
         """Refuse every later call of the step's context."""
         self._ended = why
+
+    def returned(self, value: Any) -> tuple[Encoded | None, tuple[Encoded, ...] | None]:
+        """Return an event or a list of events that the step returned, with their bytes.
+
+        Raises:
+            WorkflowRuntimeError: it is neither, or its signature does not say so.
+            EncodeError: an event cannot travel.
+        """
+        name, spec = self.spec.name, self.spec
+        kind = cast("type[Any]", type(value)).__name__
+        if spec.listed and isinstance(value, list):
+            return None, self._members(cast("list[Any]", value))
+        if value is None:
+            return None, None
+        if not isinstance(value, Event):
+            raise WorkflowRuntimeError(
+                f"Step function {name} returned {kind} instead of an Event instance."
+            )
+        if spec.listed and not isinstance(value, spec.bare):
+            raise WorkflowRuntimeError(
+                f"Step function {name} returned a bare {kind} but its return "
+                "annotation only declares it inside a list. Return a one-element list to fan out, "
+                "or declare the bare type as a union member (e.g. -> list[A] | B) for ordinary "
+                "dispatch."
+            )
+        return self.encoded(value), None
+
+    def _members(self, members: list[Any]) -> tuple[Encoded, ...]:
+        for member in members:
+            if not isinstance(member, Event):
+                raise WorkflowRuntimeError(
+                    f"Step function {self.spec.name} returned a list containing "
+                    f"{type(member).__name__} instead of an Event instance."
+                )
+        return tuple(map(self.encoded, members))
 
     def encoded(self, event: Event) -> Encoded:
         """Return an event with its bytes."""
@@ -357,6 +434,15 @@ class Execution:
     def _refuse_if_ended(self, what: str) -> None:
         if self._ended is not None:
             raise StaleExecution(f"{what} has no effect any more: {self._ended}")
+
+
+def cannot_join(event: Event, step: str) -> WorkflowRuntimeError:
+    """Return the error of an event that was sent to a step which takes it only in lists."""
+    return WorkflowRuntimeError(
+        f"{type(event).__name__} was sent to collect step {step!r} via send_event(step=...), but a "
+        "collect step cannot receive targeted events: it only collects events emitted inside a "
+        "fan-out stream."
+    )
 
 
 def is_answer(raw: bytes, outcome: Suspended, plan: Plan) -> bool:

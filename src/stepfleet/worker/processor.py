@@ -41,7 +41,13 @@ from stepfleet.core.delivery import Delivery
 from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
-from stepfleet.errors import DeadLettered, DecodeError, NewerVersionError, StoreError
+from stepfleet.errors import (
+    DeadLettered,
+    DecodeError,
+    NewerVersionError,
+    StoreError,
+    WorkflowRuntimeError,
+)
 from stepfleet.graph import StepSpec
 from stepfleet.instrumentation import step_log_context
 from stepfleet.storage.committer import Committer
@@ -281,6 +287,7 @@ class Processor:
             )
             await self._after(delivery, answer)
             return
+        delivery = held.delivery = await self._with_batch(delivery, served.plan)
         known, rerun = NOTHING_KNOWN, False
         while True:
             await self._take_place(held)
@@ -296,6 +303,17 @@ class Processor:
                 await self._after(delivery, answer)
                 return
             held.armed, rerun = False, True
+
+    async def _with_batch(self, delivery: Delivery, plan: Plan) -> Delivery:
+        """Read the events of a delivery that stands for several."""
+        spec, keys, run_id = plan.spec(delivery.route), self._fleet.keys, delivery.run_id
+        if spec is None or not (spec.collects or spec.slots):
+            return delivery
+        name = keys.batch(run_id, delivery.id)
+        if spec.collects:
+            name = keys.gathered(run_id, delivery.record.parent, spec.name)
+        batch = await self._patiently(self._reader.batch, run_id, delivery.id, name)
+        return delivery._replace(batch=batch)
 
     async def _committed(
         self, delivery: Delivery, outcome: Outcome, plan: Plan, known: Known
@@ -334,6 +352,12 @@ class Processor:
             return UnreadableOutcome(
                 error=DecodeError(f"this code has no step {delivery.route.step!r}")
             )
+        if delivery.batch is None and (spec.collects or spec.slots):
+            # Settled meanwhile, so the answer is `gone`; in a live run the list was lost.
+            error = WorkflowRuntimeError(
+                f"the events for step {spec.name!r} are not there any more"
+            )
+            return Failed(error=error)
         execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
         with _step_log_context(delivery):

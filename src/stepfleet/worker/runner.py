@@ -13,8 +13,7 @@ from stepfleet.clock import Clock
 from stepfleet.context import Context
 from stepfleet.context.old_forms import data_of
 from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreadable
-from stepfleet.errors import DecodeError, WorkflowRuntimeError
-from stepfleet.events import Event
+from stepfleet.errors import DecodeError
 from stepfleet.graph import StepSpec
 from stepfleet.resource import resolved
 from stepfleet.worker.execution import Execution, Suspend
@@ -32,9 +31,8 @@ async def run_step(
     Raises:
         asyncio.CancelledError: the worker cancelled the task (the run ended, or the worker drains).
     """
-    record = execution.delivery.record
     try:
-        event = execution.plan.codec.decode_event(record.type_id, record.payload)
+        events = execution.events()
     except DecodeError as error:
         return Unreadable(error=error)
     started = clock.steady()
@@ -43,8 +41,8 @@ async def run_step(
         return int((clock.steady() - started) * 1000)
 
     try:
-        returned = await _gated(execution, instance, event, executor)
-        encoded = _checked(execution, returned)
+        returned = await _gated(execution, instance, events, executor)
+        event, members = execution.returned(returned)
     except Suspend as wait:
         return _suspended(execution, wait, age_ms())
     except asyncio.CancelledError as error:
@@ -57,30 +55,35 @@ async def run_step(
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is its outcome
         return Failed(error=_users_part(error), traces=execution.traces(age_ms=age_ms()))
     return Returned(
-        event=encoded,
+        event=event,
+        members=members,
         collected=tuple(execution.collected),
         traces=execution.traces(age_ms=age_ms()),
     )
 
 
-async def _gated(execution: Execution, instance: Any, event: Event, executor: Executor) -> Any:
+async def _gated(
+    execution: Execution, instance: Any, events: dict[str, Any], executor: Executor
+) -> Any:
     gate = stepwise_of(instance)
     if gate is None:
-        return await _called(execution, instance, event, executor)
+        return await _called(execution, instance, events, executor)
     await gate.enter()
     returned = None
     try:
-        returned = await _called(execution, instance, event, executor)
+        returned = await _called(execution, instance, events, executor)
         return returned
     finally:
         gate.leave(returned)
 
 
-async def _called(execution: Execution, instance: Any, event: Event, executor: Executor) -> Any:
+async def _called(
+    execution: Execution, instance: Any, events: dict[str, Any], executor: Executor
+) -> Any:
     spec = execution.spec
     context = Context[Any].of_step(execution)
     context.enter_step()
-    arguments: dict[str, Any] = {spec.event_param: event}
+    arguments = dict(events)
     if spec.context_param is not None:
         arguments[spec.context_param] = context
     if spec.timeout is None:
@@ -120,17 +123,6 @@ async def _awaited(function: partial[Any], is_async: bool, executor: Executor) -
     return await asyncio.get_running_loop().run_in_executor(
         executor, partial(context.run, function)
     )
-
-
-def _checked(execution: Execution, returned: Any) -> Any:
-    if returned is None:
-        return None
-    if not isinstance(returned, Event):
-        raise WorkflowRuntimeError(
-            f"Step function {execution.spec.name} returned {type(returned).__name__} "
-            "instead of an Event instance."
-        )
-    return execution.encoded(returned)
 
 
 def _suspended(execution: Execution, wait: Suspend, age_ms: int) -> Outcome:

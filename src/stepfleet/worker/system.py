@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from stepfleet.core import endings
 from stepfleet.core.commit import (
     Answer,
     Commit,
@@ -18,14 +19,15 @@ from stepfleet.core.commit import (
     Word,
 )
 from stepfleet.core.decide import put_back, readable
-from stepfleet.core.delivery import Delivery, delivery_id
+from stepfleet.core.delivery import Delivery
 from stepfleet.core.plan import Plan
+from stepfleet.core.scopes import to_steps, within
 from stepfleet.errors import DecodeError
 from stepfleet.events import Event
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.reader import RunReader, Waits
 from stepfleet.wire import Unclaimed, Waiter, decode_record, encode_record, encode_unclaimed
-from stepfleet.worker.execution import fits
+from stepfleet.worker.execution import IGNORED, cannot_join, fits
 
 logger = logging.getLogger("stepfleet.worker.system")
 
@@ -78,27 +80,32 @@ def _routed(
         expects.append(Has(waiter.name))
         words += answered(waiter, ["answer", waiter.waiter_id, record.type_id, record.payload])
     woken = {waiter.route.step for waiter in fitting}
-    routes = () if event is None else plan.accepted_by(type(event))
+    collectors = () if event is None else plan.would_collect(type(event))
+    if event is not None and record.target is not None and record.target in collectors:
+        return _refused(delivery, plan, event, record.target)
+    others = set[str]()
     if record.target is not None:
-        routes = tuple(route for route in routes if route.step == record.target)
-    # A step that was just woken by the event does not get it a second time as an input.
-    targets = [route for route in routes if route.step not in woken]
-    if targets:
-        passed_on = encode_record(readable(delivery).record)
-        words += [
-            Emit(
-                route,
-                ((delivery_id(delivery.id, route.step, "routed", 0), passed_on),),
-                awaitable=False,
-            )
-            for route in targets
-        ]
-    elif not fitting:
-        logger.warning(
-            "run_id=%s type=%s: no step accepts this event and nobody waits for it",
-            delivery.run_id,
-            record.type_id,
+        others = {step for step in plan.graph.steps if step != record.target}
+    targets: list[Word] = []
+    if event is not None:
+        # A step that was just woken by the event does not get it a second time as an input.
+        but = woken | others
+        passed_on = [(0, encode_record(readable(delivery).record))]
+        lineage, kind = record.lineage, "routed"
+        targets += to_steps(
+            *(delivery, type(event), passed_on, lineage, plan), kind=kind, but=but, awaitable=False
         )
+    words += within(delivery, targets, plan)
+    if not targets and not fitting:
+        if collectors:
+            for collector in collectors:
+                logger.warning(IGNORED, delivery.run_id, record.type_id, collector)
+        else:
+            logger.warning(
+                "run_id=%s type=%s: no step accepts this event and nobody waits for it",
+                delivery.run_id,
+                record.type_id,
+            )
         unclaimed = Unclaimed(record.type_id, record.payload, waits.seq if waits else 0)
         words.append(Keep(encode_unclaimed(unclaimed), inbox_limit))
         if waits:
@@ -107,6 +114,13 @@ def _routed(
     return Commit(
         delivery.run_id, EntryFence(delivery.route, delivery.entry, delivery.id), words, expects
     )
+
+
+def _refused(delivery: Delivery, plan: Plan, event: Event, step: str) -> Commit:
+    """Return the commit that ends a run because a caller sent a step what it cannot take."""
+    fence = EntryFence(delivery.route, delivery.entry, delivery.id)
+    error = cannot_join(event, step)
+    return endings.failed(delivery.run_id, step, error, plan.codec, fence=fence)
 
 
 def answered(waiter: Waiter, answer: list[object]) -> list[Word]:
