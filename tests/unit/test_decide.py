@@ -183,10 +183,10 @@ def test_a_stop_event_ends_the_run_and_is_its_last_word() -> None:
 
 
 def test_trace_headers_and_lineage_travel_on() -> None:
-    at = delivery(headers={"traceparent": "x"}, lineage=[1])
+    at = delivery(headers={"traceparent": "x"}, lineage={"budget": 1})
     emit = only(decided(Returned(event=encoded(Work())), at), Emit)
     record = decode_record(emit.deliveries[0][1])
-    assert (record.headers, record.lineage) == ({"traceparent": "x"}, [1])
+    assert (record.headers, record.lineage) == ({"traceparent": "x"}, {"budget": 1})
     assert (record.attempt, record.first_ms, record.journal) == (1, 0, None)
 
 

@@ -25,6 +25,8 @@ LAYOUT = 1
 
 WORK = Route("Flow", "Work", "work", 4, 0, ("Work",))
 LIMITED = Route("Flow", "Item", "pick", 2, 3, ("Item", "Part"))
+RELEASE = Route("Flow", "List", "gather", 4, 0, ("List",))
+JOIN = Route("Flow", "Part", "join", 4, 0, ("Item", "Part"), (1, 2))
 D1, D2, D3 = "A" * 22, "B" * 22, "C" * 22
 
 COMMITS: dict[str, list[Commit]] = {
@@ -66,6 +68,38 @@ COMMITS: dict[str, list[Commit]] = {
             [c.Take("work:b", 3)],
             [c.Version("work:b", 3)],
         ),
+    ],
+    "scope": [
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [
+                c.Open(D1, ((RELEASE, D2, b"release"),)),
+                c.Within(),
+                c.Emit(WORK, ((D3, b"member"),)),
+                c.Gather(D1, RELEASE, "Part", ((D3, b"part"),), 2, also=True),
+                c.Tally(D1, 0, (RELEASE,)),
+                c.Tally("outer", 0, (RELEASE,)),
+            ],
+        ),
+        Commit(
+            "run1",
+            c.EntryFence(RELEASE, "2-0", D2),
+            [
+                c.Consume(D1, RELEASE),
+                c.Within(),
+                c.Gather("outer", RELEASE, "Part", ((D3, b"part"),)),
+                c.Tally("outer", -1, (RELEASE,)),
+            ],
+        ),
+    ],
+    "pair": [
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [c.Pair(JOIN, D2, b"r2", "scope", D1), c.Pair(JOIN, D3, b"r3", also=True)],
+        ),
+        Commit("run1", c.EntryFence(JOIN._replace(slots=()), "2-0", D2), [c.Consume(D2)]),
     ],
     "wait": [
         Commit(

@@ -27,8 +27,8 @@ _READ: Final = (
 #: What commits do. A script may call only what its user may call.
 _COMMIT: Final = (
     *("del", "evalsha", "hdel", "hincrby", "hset", "hsetnx", "lpop", "lrem", "ltrim"),
-    *("persist", "pexpire", "rename", "rpush", "sadd", "script|load", "set", "xack", "xadd"),
-    *("xdel", "zadd", "zrem", "zremrangebyrank", "zremrangebyscore"),
+    *("persist", "pexpire", "rename", "rpush", "sadd", "script|load", "set", "srem", "xack"),
+    *("xadd", "xdel", "zadd", "zrem", "zremrangebyrank", "zremrangebyscore"),
 )
 #: What only workers do.
 _WORK: Final = (
