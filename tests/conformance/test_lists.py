@@ -10,7 +10,9 @@ import pytest
 
 from stepfleet import Context, Event, HumanResponseEvent, StartEvent, StopEvent, Workflow, step
 from stepfleet.collect import Collect, Take
+from stepfleet.decorators import catch_error
 from stepfleet.errors import WorkflowRuntimeError, WorkflowTimeoutError
+from stepfleet.events import CollectionReleaseEvent, StepFailedEvent
 from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_fixed, wait_none
 from tests.conformance.place import Place
 from tests.support.wait import eventually
@@ -319,6 +321,37 @@ async def test_a_member_that_fails_ends_the_run(place: Place) -> None:
     flow = await place.serve(Flow)
     with pytest.raises(ValueError, match="no one"):
         await flow.run()
+
+
+async def test_a_member_that_fails_may_be_recovered_inside_of_its_scope(place: Place) -> None:
+    class Flow(Works):
+        @step
+        async def work(self, ev: Item) -> Part | None:
+            if ev.n == 1:
+                raise ValueError("no one")
+            return Part(n=ev.n)
+
+        @catch_error(max_recoveries=2)
+        async def recover(self, ev: StepFailedEvent) -> Part:
+            return Part(n=-ev.input_event.n)
+
+    flow = await place.serve(Flow)
+    assert sorted(await flow.run()) == [-1, 0, 2]
+
+
+async def test_a_collecting_step_that_fails_shows_what_it_had_collected(place: Place) -> None:
+    class Flow(Works):
+        @step
+        async def join(self, evs: list[Part]) -> StopEvent:  # type: ignore[override]
+            raise ValueError("no list")
+
+        @catch_error
+        async def recover(self, ev: StepFailedEvent) -> StopEvent:
+            assert isinstance(ev.input_event, CollectionReleaseEvent)
+            return StopEvent(result=sorted(part.n for part in ev.input_event.events))
+
+    flow = await place.serve(Flow)
+    assert await flow.run() == [0, 1, 2]
 
 
 async def test_a_member_is_tried_again_and_counted_once(place: Place) -> None:

@@ -155,7 +155,8 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
         if isinstance(error, Exception):
             recovery = recovered(delivery, error, plan, elapsed=elapsed, now_ms=now_ms)
             if recovery is not None:
-                return Commit(delivery.run_id, _fence(delivery), [*words, recovery])
+                words += [*consumed(delivery, plan), recovery]
+                return Commit(delivery.run_id, _fence(delivery), words)
         event = WorkflowFailedEvent(
             step_name=delivery.route.step,
             exception=error,

@@ -9,6 +9,7 @@ from stepfleet.core.commit import Emit
 from stepfleet.core.delivery import Delivery, Record, delivery_id
 from stepfleet.core.outcome import Encoded
 from stepfleet.core.plan import Plan
+from stepfleet.core.scopes import input_event
 from stepfleet.decorators import CatchErrorHandler
 from stepfleet.errors import EncodeError
 from stepfleet.events import StepFailedEvent, UnreconstructedException, WorkflowFailedEvent
@@ -34,7 +35,7 @@ def recovered(
         return None
     event = StepFailedEvent(
         step_name=delivery.route.step,
-        input_event=plan.codec.decode_event(record.type_id, record.payload),
+        input_event=input_event(delivery, plan),
         exception=error,
         attempts=record.attempt,
         elapsed_seconds=elapsed,

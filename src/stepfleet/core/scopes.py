@@ -19,7 +19,7 @@ from stepfleet.core.outcome import Encoded, Returned
 from stepfleet.core.plan import Plan, arrival
 from stepfleet.events import CollectionReleaseEvent, Event, InputRequiredEvent
 from stepfleet.graph import StepSpec
-from stepfleet.wire import PublicEntry, encode_public, encode_record
+from stepfleet.wire import PublicEntry, decode_record, encode_public, encode_record
 
 #: Field of a lineage: the scopes that an event is in, outermost first, each with the step that opened it.
 SCOPES: Final = "scopes"
@@ -108,6 +108,20 @@ def to_steps(
             awaitable,
             also=bool(routes) or number > 0,
         )
+
+
+def input_event(delivery: Delivery, plan: Plan) -> Event:
+    """Return the event that a delivery brought; for a list of events, one that has them all.
+
+    Raises:
+        DecodeError: this code cannot read it.
+    """
+    record = delivery.record
+    event = plan.codec.decode_event(record.type_id, record.payload)
+    if isinstance(event, CollectionReleaseEvent):
+        members = [decode_record(data) for _, data in delivery.batch or ()]
+        event.events = [plan.codec.decode_event(one.type_id, one.payload) for one in members]
+    return event
 
 
 # -- parts -----------------------------------------------------------------------------------------
