@@ -504,7 +504,7 @@ async def test_a_scope_leaves_no_key_when_it_was_collected(place: Place) -> None
             return StopEvent()
 
     flow = await place.serve(Flow)
-    handler = flow.run()
+    handler, left = flow.run(), ["nobody looked"]
     async for event in handler.stream_events():
         if isinstance(event, Other):
             left = [key for key in await place.run_keys() if ":scope:" in key]
