@@ -14,6 +14,7 @@ import click
 
 from stepfleet import __version__
 from stepfleet.cli.acl import acl
+from stepfleet.cli.check import check
 from stepfleet.cli.dead import dead
 from stepfleet.cli.dev import dev
 from stepfleet.cli.doctor import doctor
@@ -46,7 +47,7 @@ def show_version() -> None:
     click.echo(f"server    {server}")
 
 
-for command in (dev, runs, workers, queues, why, dead, doctor, acl):
+for command in (dev, check, runs, workers, queues, why, dead, doctor, acl):
     commands.add_command(command)
 
 
