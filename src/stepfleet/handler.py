@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -12,8 +12,8 @@ from stepfleet.context import Context, RunFace
 from stepfleet.errors import WorkflowRuntimeError
 from stepfleet.events import Event, StopEvent
 
-#: Turns of the event loop in which it begins to close a generator that nobody reads any more.
-CLOSING_TURNS: Final = 3
+#: Seconds in which a generator of this task that nobody holds any more is closed.
+LEAVING: Final = 0.5
 
 
 class RunStatus(NamedTuple):
@@ -90,7 +90,8 @@ class WorkflowHandler:
         self._run = run
         self._ctx = ctx
         self._resume = resume
-        self._streams = 0
+        self._reading = asyncio.Lock()
+        self._reader: asyncio.Task[Any] | None = None
         self._consumed = False
 
     @property
@@ -145,29 +146,45 @@ class WorkflowHandler:
         handler, or behind `after` (a sequence; 0 for all).
 
         Raises:
-            WorkflowRuntimeError: this handler has given the last event already, or gives events to
-            someone else. RunNotFound: no such run.
+            WorkflowRuntimeError: this handler has given the last event already, also to a reader that
+            this one waited for. RunNotFound: no such run.
         """
-        for _ in range(CLOSING_TURNS if self._streams else 0):
-            # A reader that was left by `break` is closed by the event loop, a moment later.
-            await asyncio.sleep(0)
-        if after is None:
-            if self._consumed:
-                raise WorkflowRuntimeError("All the streamed events have already been consumed.")
-            if self._streams:
-                raise WorkflowRuntimeError(
-                    "Event stream already consumed. Events can only be streamed once per workflow run."
-                )
-        async with aclosing(self._run.events(after, expose_internal)) as events:
-            self._streams += 1
-            try:
+        if after is not None:
+            async with aclosing(self._run.events(after, expose_internal)) as events:
+                async for event in events:
+                    yield event
+            return
+        if self._consumed:
+            raise WorkflowRuntimeError("All the streamed events have already been consumed.")
+        async with self._one_reader():
+            async with aclosing(self._run.events(None, expose_internal)) as events:
                 async for event in events:
                     if isinstance(event, StopEvent):
                         self._consumed = True
                     yield event
-                self._consumed = True
-            finally:
-                self._streams -= 1
+            self._consumed = True
+
+    @asynccontextmanager
+    async def _one_reader(self) -> AsyncGenerator[None]:
+        """Wait until nobody else reads.
+
+        A reader that has left its loop by `break` goes a moment later, when its generator is
+        collected; one that this task itself still has open never would.
+        """
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(LEAVING if self._reader is task else None):
+                await self._reading.acquire()
+        except TimeoutError:
+            raise _consumed_already() from None
+        self._reader = task
+        try:
+            if self._consumed:
+                raise _consumed_already()
+            yield
+        finally:
+            self._reader = None
+            self._reading.release()
 
     async def send_event(self, event: Event, step: str | None = None) -> None:
         """Send an event into the run; it is recorded when this returns, and sent once.
@@ -222,3 +239,9 @@ class WorkflowHandler:
         )
 
     __repr__ = __str__
+
+
+def _consumed_already() -> WorkflowRuntimeError:
+    return WorkflowRuntimeError(
+        "Event stream already consumed. Events can only be streamed once per workflow run."
+    )
