@@ -156,11 +156,23 @@ class StateStore(Generic[StateT]):
         return cast(StateT, self._assemble(await self._port.read(None)))
 
     async def set_state(self, state: StateT) -> None:
-        """Replace the whole state."""
+        """Replace the whole state; of a parent of the state's type, only the parent's fields.
+
+        Raises:
+            ValueError: it is of another type.
+        """
         self._refuse_inside_edit()
-        before = await self._port.read(None)
         after = fields_of(state)
-        await self._port.write(after, [name for name in before if name not in after])
+        if isinstance(state, self._type):
+            before = await self._port.read(None)
+            await self._port.write(after, [name for name in before if name not in after])
+        elif issubclass(self._type, type(state)):
+            await self._port.write(after)
+        else:
+            raise ValueError(
+                f"State must be of type {self._type.__name__} or a parent type, "
+                f"got {type(state).__name__}"
+            )
 
     async def clear(self) -> None:
         """Bring the state back to its defaults.
