@@ -169,7 +169,7 @@ class StateStore(Generic[StateT]):
         elif issubclass(self._type, type(state)):
             await self._port.write(after)
         else:
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - the programming model fixes this type
                 f"State must be of type {self._type.__name__} or a parent type, "
                 f"got {type(state).__name__}"
             )

@@ -231,15 +231,12 @@ class Workflow:
         """Check that the steps fit together, and tells whether they need a human's input.
 
         With `validate_resources` every resource of the steps is made once, and forgotten.
+        `disable_validation` turns the check before a run off, not this one.
 
         Raises:
-            WorkflowValidationError: naming what does not fit. With `disable_validation` only
-                `catch_error` steps are looked at.
+            WorkflowValidationError: naming what does not fit.
         """
         graph = graph_of(self)
-        if self._disable_validation:
-            _ = graph.handlers  # failures are routed all the same
-            return False
         check_graph(graph, skip=self._skip_graph_checks)
         resources = {spec.name: spec.resources for spec in graph.steps.values() if spec.resources}
         if validate_resource_configs:
@@ -248,6 +245,17 @@ class Workflow:
         if validate_resources:
             _refuse("Resource validation failed", self._resource_manager.problems(resources))
         return uses_human_input(graph)
+
+    def require_valid(self) -> None:
+        """Check what a run needs, once: everything, or only `catch_error` steps with `disable_validation`.
+
+        Raises:
+            WorkflowValidationError: naming what does not fit.
+        """
+        if self._disable_validation:
+            _ = graph_of(self).handlers  # failures are routed all the same
+        elif self._skip_graph_checks not in self._passed_checks:
+            self.validate()
 
     def run(
         self, ctx: Context[Any] | None = None, start_event: StartEvent | None = None, **kwargs: Any
@@ -264,8 +272,7 @@ class Workflow:
         """
         asyncio.get_running_loop()
         run_id: str | None = kwargs.pop("run_id", None)
-        if self._skip_graph_checks not in self._passed_checks:
-            self.validate()
+        self.require_valid()
         event = self.start_event_of(start_event, kwargs)
         return self.runtime.submit(self, event, run_id=run_id, ctx=ctx)
 

@@ -204,7 +204,9 @@ class FailsWhileCollecting(Workflow):
 
 
 @pytest.mark.feature("1.8: collecting and retries")
-@pytest.mark.differs("there the attempt that failed has collected its event too, so it counts twice")
+@pytest.mark.differs(
+    "there the attempt that failed has collected its event too, so it counts twice"
+)
 async def test_a_failed_attempt_collects_nothing() -> None:
     assert await FailsWhileCollecting().run() == [0, 1, 2]
 

@@ -413,7 +413,9 @@ class Background(Workflow):
 
 
 @pytest.mark.feature("1.4: E14 background tasks of a step")
-@pytest.mark.differs("here what a task sends after its step has ended is refused, because no commit holds it")
+@pytest.mark.differs(
+    "here what a task sends after its step has ended is refused, because no commit holds it"
+)
 async def test_a_task_that_outlives_its_step_cannot_send() -> None:
     with pytest.raises(WorkflowTimeoutError):
         await Background(timeout=0.5).run()
@@ -451,7 +453,9 @@ class Reused(Workflow):
 
 
 @pytest.mark.feature("1.4: E16 the time-out of a context that is used again")
-@pytest.mark.differs("there the time of all runs of one context adds up, so later ones time out at once")
+@pytest.mark.differs(
+    "there the time of all runs of one context adds up, so later ones time out at once"
+)
 async def test_each_run_of_a_context_has_all_of_its_time() -> None:
     workflow = Reused(timeout=0.7)
     ctx: Context = Context(workflow)

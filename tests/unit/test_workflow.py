@@ -331,7 +331,6 @@ def test_validate_names_what_does_not_fit() -> None:
 
 
 def test_validation_can_be_disabled_or_a_check_skipped(runtime: RecordingRuntime) -> None:
-    assert Unfit(disable_validation=True).validate() is False
     assert Unfit(skip_graph_checks=["reachability"]).validate() is True
     run(Unfit(disable_validation=True, runtime=runtime))
     assert len(runtime.submitted) == 1

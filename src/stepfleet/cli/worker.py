@@ -156,7 +156,7 @@ def _workflows(
             "pyproject.toml under [tool.stepfleet.workflows]"
         )
     for workflow in workflows.values():
-        workflow.validate()
+        workflow.require_valid()
     return workflows
 
 
