@@ -9,24 +9,27 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
-    SerializeAsAny,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
-from pydantic_core import PydanticUndefined
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticUndefined
 
 from stepfleet.errors import RunFailed
 
 #: Where a dumped event keeps its dynamic fields, so that they never mix with declared ones.
 DYNAMIC_FIELDS_KEY = "_data"
+
+_ClassT = TypeVar("_ClassT")
 
 
 class DictLikeModel(BaseModel):
@@ -42,7 +45,7 @@ class DictLikeModel(BaseModel):
 
     def model_post_init(self, context: Any, /) -> None:
         """Put keywords that name a private attribute, and the dynamic part of a dump, in place."""
-        dynamic = self._dynamic
+        dynamic = self._data
         if not dynamic:
             return
         nested = dynamic.pop(DYNAMIC_FIELDS_KEY, None)
@@ -52,23 +55,23 @@ class DictLikeModel(BaseModel):
             setattr(self, name, dynamic.pop(name))
 
     @property
-    def _dynamic(self) -> dict[str, Any]:
+    def _data(self) -> dict[str, Any]:
         return cast("dict[str, Any]", self.__pydantic_extra__)
 
     def __getitem__(self, key: str) -> Any:
-        return self._dynamic[key]
+        return self._data[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._dynamic[key] = value
+        self._data[key] = value
 
     def __contains__(self, key: object) -> bool:
-        return key in self._dynamic
+        return key in self._data
 
     def __len__(self) -> int:
-        return len(self._dynamic)
+        return len(self._data)
 
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
-        return iter(self._dynamic)
+        return iter(self._data)
 
     def __bool__(self) -> bool:
         # Without this an event that has no dynamic field would be false, because its length is 0.
@@ -76,28 +79,28 @@ class DictLikeModel(BaseModel):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a dynamic field, else the default; declared fields are attributes only."""
-        return self._dynamic.get(key, default)
+        return self._data.get(key, default)
 
     def keys(self) -> KeysView[str]:
         """Return the names of the dynamic fields."""
-        return self._dynamic.keys()
+        return self._data.keys()
 
     def values(self) -> ValuesView[Any]:
         """Return the values of the dynamic fields."""
-        return self._dynamic.values()
+        return self._data.values()
 
     def items(self) -> ItemsView[str, Any]:
         """Return name and value of every dynamic field."""
-        return self._dynamic.items()
+        return self._data.items()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a copy of the dynamic fields."""
-        return dict(self._dynamic)
+        return dict(self._data)
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped = cast("dict[str, Any]", dump(self))
-        dynamic = {name: dumped.pop(name) for name in self._dynamic if name in dumped}
+        dynamic = {name: dumped.pop(name) for name in self._data if name in dumped}
         if dynamic:
             dumped[DYNAMIC_FIELDS_KEY] = dynamic
         return dumped
@@ -135,14 +138,32 @@ class StopEvent(Event):
     def __str__(self) -> str:
         return str(self.result)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            if name != "result" or value is not None:
+                yield name, value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> JsonSchemaValue:
+        """Describe the fields that a subclass declares; the result may be anything."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        if cls._has_any_result():
+            handler.resolve_ref_schema(schema).get("properties", {}).pop("result", None)
+        return schema
+
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped = super()._dump(dump)
         # A subclass that declares a `result` of its own wants to see it, None or not.
-        declared_here = type(self).model_fields["result"].annotation is Any
-        if declared_here and dumped.get("result", ...) is None:
+        if self._has_any_result() and dumped.get("result", ...) is None:
             del dumped["result"]
         return dumped
+
+    @classmethod
+    def _has_any_result(cls) -> bool:
+        return cls.model_fields["result"].annotation is Any
 
 
 class InputRequiredEvent(Event):
@@ -177,34 +198,74 @@ def _unreconstructed(message: str, original_type: str) -> UnreconstructedExcepti
     return UnreconstructedException(message, original_type=original_type)
 
 
-def _describe_error(error: BaseException) -> dict[str, str]:
-    if isinstance(error, UnreconstructedException):
-        return {"type": error.original_type, "message": str(error)}
-    return {"type": type(error).__qualname__, "message": str(error)}
+def _dump_event(event: Event) -> dict[str, Any]:
+    return {
+        "__is_pydantic": True,
+        "value": event.model_dump(mode="json"),
+        "qualified_name": _qualified_name(type(event)),
+    }
 
 
-def _error_from_description(value: Any) -> Any:
+def _event_of_dump(value: Any) -> Any:
     match value:
-        case {"type": str(original_type), "message": str(message)}:
-            return UnreconstructedException(message, original_type=original_type)
+        case {"__is_pydantic": True, "value": fields, "qualified_name": str(name)}:
+            return _loaded_class(Event, name).model_validate(fields)
         case _:
             return value
 
 
-def _qualified_name(event_type: type[Event]) -> str:
-    return f"{event_type.__module__}.{event_type.__qualname__}"
+def _dump_error(error: BaseException) -> dict[str, str]:
+    known = isinstance(error, UnreconstructedException)
+    name = error.original_type if known else _qualified_name(type(error))
+    return {"exception_type": name, "exception_message": str(error)}
 
 
-SerializableEvent = SerializeAsAny[Event]
+def _error_of_dump(value: Any) -> Any:
+    match value:
+        case {"exception_type": str(name), "exception_message": str(message)}:
+            try:
+                return _loaded_class(Exception, name)(message)
+            except Exception:  # noqa: BLE001 - users' constructors may raise anything
+                return UnreconstructedException(message, original_type=name)
+        case _:
+            return value
+
+
+def _class_of_name(value: Any) -> Any:
+    return _loaded_class(Event, value) if isinstance(value, str) else value
+
+
+def _loaded_class(root: type[_ClassT], name: str) -> type[_ClassT]:
+    """Return the class of this name among those that are loaded: a name never imports anything."""
+    pending: list[type[_ClassT]] = [root]
+    while pending:
+        found = pending.pop()
+        if _qualified_name(found) == name and "<locals>" not in name:
+            return found
+        pending += found.__subclasses__()
+    raise ValueError(f"no class {name} is loaded that extends {root.__name__}")
+
+
+def _qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+SerializableEvent = Annotated[
+    Event,
+    PlainSerializer(_dump_event, return_type=dict[str, Any]),
+    BeforeValidator(_event_of_dump),
+]
 SerializableOptionalEvent = SerializableEvent | None
 SerializableException = Annotated[
     BaseException,
-    PlainSerializer(_describe_error, return_type=dict[str, str], when_used="json"),
-    BeforeValidator(_error_from_description),
+    PlainSerializer(_dump_error, return_type=dict[str, str]),
+    BeforeValidator(_error_of_dump),
 ]
 SerializableOptionalException = SerializableException | None
 SerializableEventType = Annotated[
-    type[Event], PlainSerializer(_qualified_name, return_type=str, when_used="json")
+    type[Event],
+    PlainSerializer(_qualified_name, return_type=str),
+    BeforeValidator(_class_of_name),
 ]
 
 
