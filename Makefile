@@ -21,7 +21,7 @@ ASSEMBLE_LUA := import pathlib; from stepfleet.storage.scripts import PARTS, scr
   out = pathlib.Path(".lua-check"); out.mkdir(exist_ok=True); \
   [(out / f"{name}.lua").write_text(script(name).source) for name in PARTS]
 
-.PHONY: help demo test test-all test-redis5 check check-lua fmt bench docs clean
+.PHONY: help demo test test-all features test-redis5 check check-lua fmt bench docs clean
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -36,6 +36,11 @@ test-all: $(VENV) test-redis5 ## everything, slow tests and redis-py 5 too
 
 test-redis5: $(VENV_REDIS5) ## the behavioural subset on redis-py 5 with arq
 	.venv-redis5/bin/pytest $(PYTEST_ARGS) -m "not slow" $(REDIS5_TESTS)
+
+features: $(VENV) ## the features of the programming model in all places, and the page docs/features.md
+	.venv/bin/pytest $(PYTEST_ARGS) tests/model
+	.venv/bin/pytest -n 0 -p tests.model.on_the_model --confcutdir tests/model tests/model
+	.venv/bin/python -m tests.model.table
 
 check: $(VENV) check-lua ## lint, format, types, layers, Lua, spelling
 	.venv/bin/ruff check .
