@@ -67,6 +67,31 @@ class StepConfig:
     catch_error_for_steps: tuple[str, ...] | None = None
     catch_error_max_recoveries: int = 1
 
+    @property
+    def accepted_events(self) -> list[type[Event]]:
+        """The types that the step accepts; this and the next are the names of the model."""
+        return list(self.accepts)
+
+    @property
+    def event_name(self) -> str:
+        """The name of the first event parameter."""
+        return self.event_param
+
+    @property
+    def return_types(self) -> list[type[Event]]:
+        """The types that the step returns."""
+        return list(self.returns)
+
+    @property
+    def context_parameter(self) -> str | None:
+        """The name of the parameter that gets the context."""
+        return self.context_param
+
+    @property
+    def context_state_type(self) -> type[BaseModel] | None:
+        """The model in `Context[State]`."""
+        return self.state_type
+
 
 @dataclass(frozen=True, slots=True)
 class CatchErrorHandler:

@@ -87,7 +87,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     events: list[_EventParameter] = []
     contexts: dict[str, type[BaseModel] | None] = {}
     resources: list[ResourceDefinition] = []
-    others: list[tuple[inspect.Parameter, object]] = []
+    others: list[inspect.Parameter] = []
     for parameter in parameters[is_method:]:
         annotation = hints.get(parameter.name)
         if asked := resource_in(annotation):
@@ -97,11 +97,11 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
         elif _is_context(annotation):
             contexts[parameter.name] = _state_type(function, annotation)
         else:
-            others.append((parameter, annotation))
+            others.append(parameter)
         _require_named(function, parameter)
     _check_together(events)
-    for parameter, annotation in others:
-        _require_optional(function, parameter, annotation)
+    for parameter in others:
+        _require_optional(function, parameter)
     bare, listed = _return_types(function, hints)
     context_param, state_type = _only_context(function, contexts)
     return Signature(
@@ -226,9 +226,7 @@ def _only_context(
             )
 
 
-def _require_optional(
-    function: Callable[..., Any], parameter: inspect.Parameter, annotation: object
-) -> None:
+def _require_optional(function: Callable[..., Any], parameter: inspect.Parameter) -> None:
     where = f"Step '{function.__name__}' parameter '{parameter.name}'"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return
