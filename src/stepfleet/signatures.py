@@ -99,6 +99,11 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
         else:
             others.append(parameter)
         _require_named(function, parameter)
+    if not events:
+        raise WorkflowValidationError(
+            "Step signature must have at least one parameter annotated as type Event"
+            + "".join(f"; '{other.name}' is neither an event nor a Context" for other in others)
+        )
     _check_together(events)
     for parameter in others:
         _require_optional(function, parameter)
@@ -187,10 +192,6 @@ def _marker(name: str, annotation: object) -> Collect | None:
 
 def _check_together(events: list[_EventParameter]) -> None:
     """Check that the event parameters of a step can be filled together."""
-    if not events:
-        raise WorkflowValidationError(
-            "Step signature must have at least one parameter annotated as type Event"
-        )
     lists = [parameter.name for parameter in events if parameter.collects is not None]
     if len(lists) > 1:
         raise WorkflowValidationError(

@@ -17,7 +17,7 @@ from stepfleet.events import (
 )
 
 
-class Ans(Event):
+class Reply(Event):
     text: str = ""
     who: str = ""
 
@@ -53,7 +53,7 @@ class Picks(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         answer = await ctx.wait_for_event(
-            Ans, waiter_event=Req(text="?"), requirements={"who": "ada"}
+            Reply, waiter_event=Req(text="?"), requirements={"who": "ada"}
         )
         return StopEvent(result=answer.text)
 
@@ -63,9 +63,9 @@ async def test_only_an_event_with_the_required_values_counts() -> None:
     handler = Picks().run()
     async for event in handler.stream_events():
         if isinstance(event, Req):
-            handler.ctx.send_event(Ans(text="wrong", who="bob"))
-            handler.ctx.send_event(Ans(text="nobody"))
-            handler.ctx.send_event(Ans(text="right", who="ada"))
+            handler.ctx.send_event(Reply(text="wrong", who="bob"))
+            handler.ctx.send_event(Reply(text="nobody"))
+            handler.ctx.send_event(Reply(text="right", who="ada"))
     assert await handler == "right"
 
 
@@ -94,7 +94,7 @@ class Impatient(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         try:
-            await ctx.wait_for_event(Ans, timeout=0.1)
+            await ctx.wait_for_event(Reply, timeout=0.1)
         except TimeoutError as error:
             return StopEvent(result=str(error))
         return StopEvent(result="answered")
@@ -102,26 +102,26 @@ class Impatient(Workflow):
 
 @pytest.mark.feature("1.6: time-outs")
 async def test_a_wait_ends_after_its_time() -> None:
-    assert "Timed out waiting for Ans" in await Impatient().run()
+    assert "Timed out waiting for Reply" in await Impatient().run()
 
 
 class Uncaught(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        await ctx.wait_for_event(Ans, timeout=0.1)
+        await ctx.wait_for_event(Reply, timeout=0.1)
         return StopEvent()
 
 
 @pytest.mark.feature("1.6: time-outs")
 async def test_a_wait_that_ends_after_its_time_fails_the_run() -> None:
-    with pytest.raises(TimeoutError, match="Ans"):
+    with pytest.raises(TimeoutError, match="Reply"):
         await Uncaught().run()
 
 
 class Patient(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        await ctx.wait_for_event(Ans, timeout=None)
+        await ctx.wait_for_event(Reply, timeout=None)
         return StopEvent()
 
 
@@ -135,9 +135,9 @@ class TwoWaits(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         first = await ctx.wait_for_event(
-            Ans, waiter_event=Req(text="1"), waiter_id="a", requirements={"who": ev.who}
+            Reply, waiter_event=Req(text="1"), waiter_id="a", requirements={"who": ev.who}
         )
-        second = await ctx.wait_for_event(Ans, waiter_event=Req(text="2"), waiter_id="b")
+        second = await ctx.wait_for_event(Reply, waiter_event=Req(text="2"), waiter_id="b")
         return StopEvent(result=[first.text, second.text])
 
 
@@ -147,7 +147,7 @@ async def answered_twice(who: str) -> list[str]:
     async for event in handler.stream_events():
         if isinstance(event, Req):
             asked.append(event.text)
-            handler.ctx.send_event(Ans(text=f"answer {event.text}", who=event.text))
+            handler.ctx.send_event(Reply(text=f"answer {event.text}", who=event.text))
     assert asked == ["1", "2"]
     return await handler
 
@@ -160,8 +160,8 @@ async def test_a_step_may_wait_twice() -> None:
 class EqualWaits(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        first = await ctx.wait_for_event(Ans, waiter_event=Req(text="1"), waiter_id="a")
-        second = await ctx.wait_for_event(Ans, waiter_event=Req(text="2"), waiter_id="b")
+        first = await ctx.wait_for_event(Reply, waiter_event=Req(text="1"), waiter_id="a")
+        second = await ctx.wait_for_event(Reply, waiter_event=Req(text="2"), waiter_id="b")
         return StopEvent(result=[first.text, second.text])
 
 
@@ -171,15 +171,15 @@ async def test_a_wait_that_is_over_keeps_its_answer() -> None:
     handler = EqualWaits().run()
     async for event in handler.stream_events():
         if isinstance(event, Req):
-            handler.ctx.send_event(Ans(text=f"answer {event.text}"))
+            handler.ctx.send_event(Reply(text=f"answer {event.text}"))
     assert await handler == ["answer 1", "answer 2"]
 
 
 class SameWait(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        first = await ctx.wait_for_event(Ans, waiter_event=Req(text="?"))
-        second = await ctx.wait_for_event(Ans, waiter_event=Req(text="?"))
+        first = await ctx.wait_for_event(Reply, waiter_event=Req(text="?"))
+        second = await ctx.wait_for_event(Reply, waiter_event=Req(text="?"))
         return StopEvent(result=[first.text, second.text])
 
 
@@ -190,7 +190,7 @@ async def test_two_equal_waits_of_one_execution_are_one_wait() -> None:
     async for event in handler.stream_events():
         if isinstance(event, Req):
             asked += 1
-            handler.ctx.send_event(Ans(text="once"))
+            handler.ctx.send_event(Reply(text="once"))
     assert await handler == ["once", "once"]
     assert asked == 1
 
@@ -213,7 +213,7 @@ class Branches(Workflow):
     @step
     async def work(self, ctx: Context, ev: Branch) -> Done:
         answer = await ctx.wait_for_event(
-            Ans, waiter_event=Question(text=ev.name), requirements={"who": ev.name}
+            Reply, waiter_event=Question(text=ev.name), requirements={"who": ev.name}
         )
         return Done(name=ev.name, text=answer.text)
 
@@ -228,7 +228,7 @@ async def test_branches_wait_at_the_same_time() -> None:
     handler = Branches().run()
     async for event in handler.stream_events():
         if isinstance(event, Question):
-            handler.ctx.send_event(Ans(who=event.text, text=event.text.upper()))
+            handler.ctx.send_event(Reply(who=event.text, text=event.text.upper()))
     assert [list(pair) for pair in await handler] == [["a", "A"], ["b", "B"], ["c", "C"]]
 
 
@@ -240,7 +240,7 @@ class SharedAnswer(Workflow):
 
     @step
     async def work(self, ctx: Context, ev: Branch) -> Done:
-        answer = await ctx.wait_for_event(Ans, waiter_event=Question(text=ev.name))
+        answer = await ctx.wait_for_event(Reply, waiter_event=Question(text=ev.name))
         return Done(name=ev.name, text=answer.text)
 
     @step
@@ -257,7 +257,7 @@ async def test_one_event_answers_every_wait_that_it_matches() -> None:
         if isinstance(event, Question):
             asked.append(event.text)
             if len(asked) == 3:
-                handler.ctx.send_event(Ans(text="!"))
+                handler.ctx.send_event(Reply(text="!"))
     assert await handler == ["a!", "b!", "c!"]
 
 
@@ -269,7 +269,7 @@ class ManyWaiters(Workflow):
 
     @step(num_workers=2)
     async def work(self, ctx: Context, ev: Branch) -> Done:
-        answer = await ctx.wait_for_event(Ans, waiter_event=Question(text=ev.name))
+        answer = await ctx.wait_for_event(Reply, waiter_event=Question(text=ev.name))
         return Done(name=ev.name, text=answer.text)
 
     @step
@@ -286,7 +286,7 @@ async def test_a_step_that_waits_holds_no_slot() -> None:
         if isinstance(event, Question):
             asked += 1
             if asked == 6:
-                handler.ctx.send_event(Ans(text="go"))
+                handler.ctx.send_event(Reply(text="go"))
     assert await handler == 6
 
 
@@ -295,7 +295,7 @@ class Replays(Workflow):
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         runs = await ctx.store.get("runs", default=0) + 1
         await ctx.store.set("runs", runs)
-        await ctx.wait_for_event(Ans, waiter_event=Req())
+        await ctx.wait_for_event(Reply, waiter_event=Req())
         return StopEvent(result=runs)
 
 
@@ -304,7 +304,7 @@ async def test_the_body_runs_again_from_its_top_when_the_event_comes() -> None:
     handler = Replays().run()
     async for event in handler.stream_events():
         if isinstance(event, Req):
-            handler.ctx.send_event(Ans())
+            handler.ctx.send_event(Reply())
     assert await handler == 2
 
 
@@ -312,7 +312,7 @@ class Careless(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         try:
-            answer = await ctx.wait_for_event(Ans, waiter_event=Req())
+            answer = await ctx.wait_for_event(Reply, waiter_event=Req())
         except Exception as error:
             return StopEvent(result=f"swallowed {type(error).__name__}")
         return StopEvent(result=answer.text)
@@ -324,7 +324,7 @@ async def test_an_except_around_a_wait_does_not_swallow_it() -> None:
     handler = Careless().run()
     async for event in handler.stream_events():
         if isinstance(event, Req):
-            handler.ctx.send_event(Ans(text="heard"))
+            handler.ctx.send_event(Reply(text="heard"))
     assert await handler == "heard"
 
 
@@ -332,7 +332,7 @@ class TellsBefore(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         ctx.write_event_to_stream(Question(text="before"))
-        await ctx.wait_for_event(Ans, waiter_event=Req())
+        await ctx.wait_for_event(Reply, waiter_event=Req())
         return StopEvent()
 
 
@@ -344,18 +344,18 @@ async def test_a_replay_publishes_nothing_twice() -> None:
     async for event in handler.stream_events():
         told += isinstance(event, Question)
         if isinstance(event, Req):
-            handler.ctx.send_event(Ans())
+            handler.ctx.send_event(Reply())
     assert told == 1
 
 
 class AlsoAStep(Workflow):
     @step
     async def waits(self, ctx: Context, ev: StartEvent) -> Done:
-        answer = await ctx.wait_for_event(Ans, waiter_event=Req())
+        answer = await ctx.wait_for_event(Reply, waiter_event=Req())
         return Done(name="waits", text=answer.text)
 
     @step
-    async def hears(self, ev: Ans) -> Done:
+    async def hears(self, ev: Reply) -> Done:
         return Done(name="hears", text=ev.text)
 
     @step
@@ -372,7 +372,7 @@ async def test_an_event_that_is_waited_for_goes_to_its_steps_too() -> None:
     handler = AlsoAStep().run()
     async for event in handler.stream_events():
         if isinstance(event, Req):
-            handler.ctx.send_event(Ans(text="x"))
+            handler.ctx.send_event(Reply(text="x"))
     assert await handler == ["hears", "waits"]
 
 
@@ -380,13 +380,13 @@ class FromInside(Workflow):
     @step
     async def waits(self, ctx: Context, ev: StartEvent) -> StopEvent:
         ctx.send_event(Branch(name="go"))
-        answer = await ctx.wait_for_event(Ans)
+        answer = await ctx.wait_for_event(Reply)
         return StopEvent(result=answer.text)
 
     @step
-    async def answers(self, ctx: Context, ev: Branch) -> Ans:
+    async def answers(self, ctx: Context, ev: Branch) -> Reply:
         await asyncio_sleep()
-        return Ans(text="inside")
+        return Reply(text="inside")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(disable_validation=True, **options)
@@ -406,7 +406,7 @@ async def test_a_step_may_answer_a_wait() -> None:
 class BreaksOff(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
-        answer = await ctx.wait_for_event(Ans, waiter_event=Req())
+        answer = await ctx.wait_for_event(Reply, waiter_event=Req())
         return StopEvent(result=answer.text)
 
 
@@ -416,7 +416,7 @@ async def test_a_reader_may_stop_answer_and_read_on() -> None:
     async for event in handler.stream_events():
         if isinstance(event, Req):
             break
-    handler.ctx.send_event(Ans(text="later"))
+    handler.ctx.send_event(Reply(text="later"))
     rest = [event async for event in handler.stream_events()]
     assert rest == [StopEvent(result="later")]
     assert await handler == "later"
