@@ -14,8 +14,10 @@ SECTIONS: Final = {
     "1.7": "The state store",
     "1.8": "Collecting",
     "1.9": "Retries",
+    "1.10": "Resources",
     "1.11": "The handler",
     "1.12": "Validation",
+    "1.18": "Older forms",
 }
 
 FEATURES: Final[dict[str, tuple[str, ...]]] = {
@@ -35,6 +37,10 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "validate()",
     ),
     "1.2": (
+        "catch_error",
+        "catch_error with for_steps",
+        "catch_error with max_recoveries",
+        "wrong catch_error steps",
         "parameters",
         "unions",
         "return annotation",
@@ -82,6 +88,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "the runner of tests",
     ),
     "1.5": (
+        "retry_info()",
         "faces",
         "get_step_context()",
         "send_event()",
@@ -122,6 +129,13 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "effects of attempts",
         "own policies",
     ),
+    "1.10": (
+        "Resource",
+        "Resource with cache=False",
+        "resources of resources",
+        "ResourceManager",
+        "ResourceConfig",
+    ),
     "1.11": (
         "awaiting",
         "streaming",
@@ -145,5 +159,12 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "validation by run()",
         "accepted subclasses",
         "configuration",
+    ),
+    "1.18": (
+        "ctx.get() and ctx.set()",
+        "ctx.data and @step(pass_context=True)",
+        'ctx["key"]',
+        "a bare Workflow with @step(workflow=instance)",
+        "run_step(), is_done() and get_result()",
     ),
 }

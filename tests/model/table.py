@@ -104,7 +104,8 @@ def _tests_of(path: Path) -> Iterator[Shown]:
     module = importlib.import_module(f"tests.model.{path.stem}")
     for name, value in vars(module).items():
         if name.startswith("test_") and isinstance(value, FunctionType):
-            marks = {mark.name: mark for mark in getattr(value, "pytestmark", [])}
+            own, of_module = getattr(value, "pytestmark", []), vars(module).get("pytestmark", [])
+            marks = {mark.name: getattr(mark, "mark", mark) for mark in (*of_module, *own)}
             yield Shown(
                 module=path.stem,
                 name=name,
