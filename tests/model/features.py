@@ -86,6 +86,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "E17 cancel_run()",
         "E22 events after the end",
         "the runner of tests",
+        "random workflows",
     ),
     "1.5": (
         "retry_info()",

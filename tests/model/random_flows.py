@@ -13,8 +13,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
-#: Seeds of the programs that workers load.
+#: Seeds of all programs, and of those that the quick tests run.
 SEEDS: Final = range(200)
+QUICK: Final = range(20)
 #: Values stay below this.
 MODULUS: Final = 1_000_003
 
@@ -23,9 +24,18 @@ Outcome = tuple[Any, Counter[str]]
 
 def flows() -> dict[str, Any]:
     """Returns the workflows that worker processes load."""
+    return _flows(SEEDS)
+
+
+def quick_flows() -> dict[str, Any]:
+    """Returns the workflows that the worker processes of the quick tests load."""
+    return _flows(QUICK)
+
+
+def _flows(seeds: range) -> dict[str, Any]:
     import stepfleet
 
-    return {f"Random{seed}": program(seed, stepfleet) for seed in SEEDS}
+    return {f"Random{seed}": program(seed, stepfleet) for seed in seeds}
 
 
 async def outcome(workflow: Any) -> Outcome:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 import stepfleet
-from tests.model.random_flows import SEEDS, Outcome, outcome, program
+from tests.model.random_flows import QUICK, SEEDS, Outcome, outcome, program
 
 #: How many run at once.
 AT_ONCE = 20
-QUICK = range(20)
 ALL = pytest.param(SEEDS, marks=pytest.mark.slow, id="all")
 
 pytestmark = [
@@ -39,7 +38,8 @@ async def test_random_workflows_are_the_same_on_four_processes_of_which_one_is_k
     from tests.support.fleet import TestFleet
 
     expected = await outcomes(seeds, the_model())
-    with TestFleet(tmp_path, target="tests.model.random_flows:flows") as fleet:
+    target = "quick_flows" if seeds is QUICK else "flows"
+    with TestFleet(tmp_path, target=f"tests.model.random_flows:{target}") as fleet:
         fleet.start(4)
         monkeypatch.setenv("STEPFLEET_REDIS_URL", fleet.url)
         running = asyncio.create_task(outcomes(seeds, stepfleet))
