@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
@@ -189,8 +190,7 @@ class _Program:
         self.add(name, simple, accepts, forth, retry_policy=self.policy if fails else None)
 
     def event(self, name: str, **fields: Any) -> Any:
-        body = {"__annotations__": fields, "__module__": __name__}
-        return type(name, (self.base,), body)
+        return _event(self.base, name, tuple(fields.items()))
 
     def add(
         self, name: str, function: Callable[..., Any], accepts: Any, returns: Any, **options: Any
@@ -198,6 +198,12 @@ class _Program:
         function.__name__, function.__qualname__ = name, f"{self.name}.{name}"
         function.__annotations__ = {"ctx": self.api.Context, "ev": accepts, "return": returns}
         self.steps[name] = self.api.step(**options)(function)
+
+
+@cache
+def _event(base: type[Any], name: str, fields: tuple[tuple[str, Any], ...]) -> Any:
+    """Returns an event class; many programs have the same ones, because classes are slow to make."""
+    return type(name, (base,), {"__annotations__": dict(fields), "__module__": __name__})
 
 
 def _part(api: ModuleType, name: str) -> Any:
