@@ -87,7 +87,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     events: list[_EventParameter] = []
     contexts: dict[str, type[BaseModel] | None] = {}
     resources: list[ResourceDefinition] = []
-    others: list[inspect.Parameter] = []
+    others: list[tuple[inspect.Parameter, object]] = []
     for parameter in parameters[is_method:]:
         annotation = hints.get(parameter.name)
         if asked := resource_in(annotation):
@@ -97,16 +97,11 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
         elif _is_context(annotation):
             contexts[parameter.name] = _state_type(function, annotation)
         else:
-            others.append(parameter)
+            others.append((parameter, annotation))
         _require_named(function, parameter)
-    if not events:
-        raise WorkflowValidationError(
-            "Step signature must have at least one parameter annotated as type Event"
-            + "".join(f"; '{other.name}' is neither an event nor a Context" for other in others)
-        )
     _check_together(events)
-    for parameter in others:
-        _require_optional(function, parameter)
+    for parameter, annotation in others:
+        _require_optional(function, parameter, annotation)
     bare, listed = _return_types(function, hints)
     context_param, state_type = _only_context(function, contexts)
     return Signature(
@@ -192,6 +187,10 @@ def _marker(name: str, annotation: object) -> Collect | None:
 
 def _check_together(events: list[_EventParameter]) -> None:
     """Check that the event parameters of a step can be filled together."""
+    if not events:
+        raise WorkflowValidationError(
+            "Step signature must have at least one parameter annotated as type Event"
+        )
     lists = [parameter.name for parameter in events if parameter.collects is not None]
     if len(lists) > 1:
         raise WorkflowValidationError(
@@ -227,7 +226,9 @@ def _only_context(
             )
 
 
-def _require_optional(function: Callable[..., Any], parameter: inspect.Parameter) -> None:
+def _require_optional(
+    function: Callable[..., Any], parameter: inspect.Parameter, annotation: object
+) -> None:
     where = f"Step '{function.__name__}' parameter '{parameter.name}'"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return

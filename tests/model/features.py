@@ -41,6 +41,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "catch_error with for_steps",
         "catch_error with max_recoveries",
         "wrong catch_error steps",
+        "several event parameters",
         "parameters",
         "unions",
         "return annotation",
@@ -119,6 +120,11 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "excess events",
         "buffer_id",
         "collecting and retries",
+        "list fan-out and list fan-in",
+        "nested lists",
+        "Take(n)",
+        "All()",
+        "failures in lists",
     ),
     "1.9": (
         "retry_policy()",
@@ -148,6 +154,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "errors",
     ),
     "1.12": (
+        "lists",
         "StopEvent is accepted by no step",
         "events that are consumed and never produced",
         "events that are produced and never consumed",

@@ -79,7 +79,6 @@ WITHOUT = {
     "StepConfig.collect_params": "named `slots`",
     "StepConfig.collection_param": "named `collects`",
     "StepConfig.collection_policy": "named `collects`",
-    "StepConfig.context_state_type": "named `state_type`",
     "StepConfig.is_fan_out": "named `listed`",
     "StopEvent.custom_model_dump": "the name of a serializer that pydantic calls",
     "WorkflowHandler.cancel": "deprecated there: `cancel_run()`",
