@@ -19,6 +19,10 @@ class WorkflowValidationError(DefinitionError):
     """The steps and events of a workflow do not fit together."""
 
 
+class StateTypeError(WorkflowValidationError, ValueError):
+    """The state types that the steps of a workflow declare do not extend each other."""
+
+
 class WorkflowConfigurationError(DefinitionError):
     """A workflow has no steps, or no single start or stop event type."""
 

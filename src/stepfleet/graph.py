@@ -24,7 +24,11 @@ from stepfleet.decorators import (
     WorkflowGraphCheck,
     required_step_config,
 )
-from stepfleet.errors import WorkflowConfigurationError, WorkflowValidationError
+from stepfleet.errors import (
+    StateTypeError,
+    WorkflowConfigurationError,
+    WorkflowValidationError,
+)
 from stepfleet.events import (
     Event,
     HumanResponseEvent,
@@ -97,7 +101,6 @@ class Graph:
     steps: Mapping[str, StepSpec]
     start_event_class: type[StartEvent]
     stop_event_class: type[StopEvent]
-    state_type: type[BaseModel] | None
     event_types: tuple[type[Event], ...]
     _acceptors: dict[type[Event], tuple[StepSpec, ...]] = field(
         default_factory=dict[type[Event], tuple[StepSpec, ...]],
@@ -113,6 +116,15 @@ class Graph:
             found = tuple(spec for spec in self.steps.values() if spec.accepts_type(event_type))
             self._acceptors[event_type] = found
         return found
+
+    @cached_property
+    def state_type(self) -> type[BaseModel] | None:
+        """The state type that extends those of all steps.
+
+        Raises:
+            StateTypeError: there is none.
+        """
+        return _common_state_type(self.steps.values())
 
     @property
     def collects(self) -> bool:
@@ -175,7 +187,6 @@ def build_graph(name: str, steps: Mapping[str, Callable[..., Any]]) -> Graph:
         steps=MappingProxyType(specs),
         start_event_class=_only_subclass(StartEvent, accepted, name, "received by", "accepts"),
         stop_event_class=_only_subclass(StopEvent, returned, name, "returned by", "returns"),
-        state_type=_common_state_type(specs.values()),
         event_types=_unique([*accepted, *returned]),
     )
 
@@ -186,6 +197,7 @@ def check_graph(graph: Graph, *, skip: Collection[str] = ()) -> None:
     Raises:
         WorkflowValidationError: naming what does not fit.
     """
+    _ = graph.state_type
     _check_stop_is_not_accepted(graph)
     _check_lists_are_returned(graph)
     _check_joins_have_a_level(graph)
@@ -278,7 +290,7 @@ def _common_state_type(specs: Iterable[StepSpec]) -> type[BaseModel] | None:
         if all(issubclass(candidate, other) for other in declared):
             return candidate
     if declared:
-        raise WorkflowValidationError(
+        raise StateTypeError(
             "Multiple state types are not in a compatible inheritance hierarchy: "
             f"{_names(declared)}. Let one of them extend all others."
         )

@@ -6,6 +6,8 @@ business.
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -199,8 +201,9 @@ class StateStore(Generic[StateT]):
         self._refuse_inside_edit()
         async with self._port.edit() as edit:
             before = await self._port.read(None)
-            state = self._assemble(before)
-            original = {name: self._port.copy(value) for name, value in fields_of(state).items()}
+            state = self._assemble(
+                {name: Stored(n, self._port.copy(value)) for name, (n, value) in before.items()}
+            )
             inside = _edited.set(self)
             try:
                 yield cast(StateT, state)
@@ -210,11 +213,9 @@ class StateStore(Generic[StateT]):
             changed = {
                 name: value
                 for name, value in after.items()
-                if name not in before
-                or name not in original
-                or not self._port.same(original[name], value)
+                if name not in before or not self._port.same(before[name].value, value)
             }
-            await edit.save(changed, [name for name in original if name not in after])
+            await edit.save(changed, [name for name in before if name not in after])
 
     async def load(self) -> LoadedState:
         """Return the whole state for code that cannot await."""
@@ -397,6 +398,7 @@ class LocalPort:
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         self.values: dict[str, Any] = dict(values or {})
+        self._editing = asyncio.Lock()
 
     async def read(self, fields: Sequence[str] | None) -> dict[str, Stored]:
         """Return the values."""
@@ -410,24 +412,33 @@ class LocalPort:
         *,
         expected: Mapping[str, int] | None = None,
     ) -> bool:
-        """Write; nobody else can have written."""
+        """Write, after an edit that is in progress; nobody else can have written."""
+        async with self._editing:
+            self.put(changed, removed)
+        return True
+
+    def put(self, changed: Mapping[str, Any], removed: Sequence[str]) -> None:
+        """Write at once."""
         self.values.update(changed)
         for name in removed:
             self.values.pop(name, None)
-        return True
 
     @asynccontextmanager
     async def edit(self) -> AsyncGenerator[Edit]:
-        """Give an edit: there is no other writer."""
-        yield _LocalEdit(self)
+        """Give an edit, one after the other."""
+        async with self._editing:
+            yield _LocalEdit(self)
 
     def same(self, one: Any, other: Any) -> bool:
         """Tell nothing: every value is written."""
         return False
 
     def copy(self, value: Any) -> Any:
-        """Return the value itself: nothing is stored yet."""
-        return value
+        """Return a copy, or the value itself where it cannot be copied, such as a client."""
+        try:
+            return copy.deepcopy(value)
+        except Exception:  # noqa: BLE001 - whatever a class of the user does when it is copied
+            return value
 
 
 class _LocalEdit:
@@ -435,7 +446,7 @@ class _LocalEdit:
         self._port = port
 
     async def save(self, changed: Mapping[str, Any], removed: Sequence[str]) -> None:
-        await self._port.write(changed, removed)
+        self._port.put(changed, removed)
 
 
 def lost_lock() -> WorkflowRuntimeError:

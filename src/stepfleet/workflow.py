@@ -253,7 +253,8 @@ class Workflow:
             WorkflowValidationError: naming what does not fit.
         """
         if self._disable_validation:
-            _ = graph_of(self).handlers  # failures are routed all the same
+            graph = graph_of(self)
+            _ = graph.handlers, graph.state_type  # failures and state are needed all the same
         elif self._skip_graph_checks not in self._passed_checks:
             self.validate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -330,10 +331,11 @@ async def test_state_types_that_do_not_extend_each_other_are_refused() -> None:
         async def end(self, ctx: Context[Other], ev: Go) -> StopEvent:
             return StopEvent()
 
+    workflow = Mixed()
     with pytest.raises(
-        Exception, match="Multiple state types are not in a compatible inheritance hierarchy"
+        ValueError, match="Multiple state types are not in a compatible inheritance hierarchy"
     ):
-        await Mixed().run()
+        await workflow.run()
 
 
 # -- outside of steps ----------------------------------------------------------------------------------
@@ -391,3 +393,28 @@ class Values(Workflow):
 @pytest.mark.feature("1.7: get and set")
 async def test_models_keep_their_type_in_the_store() -> None:
     assert await Values().run() == ["Inner", "kept", [1, "a", None, 2.5]]
+
+
+@pytest.mark.feature("1.7: the store outside of steps")
+async def test_edits_before_the_run_are_exclusive_and_stored_as_a_whole() -> None:
+    ctx: Context = Context(ReadsSeed())
+    await ctx.store.set("n", 0)
+    await ctx.store.set("list", [1])
+
+    async def add() -> None:
+        async with ctx.store.edit_state() as state:
+            n = state.n
+            await asyncio.sleep(0)
+            state.n = n + 1
+
+    await asyncio.gather(*(add() for _ in range(10)))
+    assert await ctx.store.get("n") == 10
+
+    async def fail() -> None:
+        async with ctx.store.edit_state() as state:
+            state.list.append(2)
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert await ctx.store.get("list") == [1]

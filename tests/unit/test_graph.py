@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from stepfleet.context import Context
 from stepfleet.decorators import step
-from stepfleet.errors import WorkflowConfigurationError, WorkflowValidationError
+from stepfleet.errors import StateTypeError, WorkflowConfigurationError, WorkflowValidationError
 from stepfleet.events import (
     Event,
     HumanResponseEvent,
@@ -225,10 +225,10 @@ def test_state_types_that_do_not_extend_each_other_are_refused() -> None:
     async def two(ev: A, ctx: Context[Other]) -> None: ...
 
     with pytest.raises(
-        WorkflowValidationError,
+        StateTypeError,
         match=r"^Multiple state types are not in a compatible inheritance hierarchy: Base, Other.",
     ):
-        steps.graph()
+        _ = steps.graph().state_type
 
 
 # -- routing
