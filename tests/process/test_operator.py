@@ -19,7 +19,7 @@ from stepfleet import Client
 from stepfleet.cli.acl import ROLES, user
 from stepfleet.cli.exits import CRASHED, OK, UNAVAILABLE
 from stepfleet.cli.operator import commands
-from stepfleet.errors import DeadLettered
+from stepfleet.errors import DeadLettered, RunNotFound
 from tests.support.programs import OPERATOR, PATIENCE, WORKER, Program
 from tests.support.servers import RedisServer, available_binaries, free_port
 from tests.support.wait import wait_until
@@ -44,8 +44,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 def start_worker(server: RedisServer, tmp_path: Path) -> Iterator[Start]:
     workers: list[Program] = []
 
-    def start(*arguments: object) -> Program:
-        settings = {"STEPFLEET_REDIS_URL": server.url, "STEPFLEET_SWEEP": "0.5s"}
+    def start(*arguments: object, **more: object) -> Program:
+        settings = {"STEPFLEET_REDIS_URL": server.url, "STEPFLEET_SWEEP": "0.5s", **more}
         worker = Program(WORKER, *arguments, "--lease", f"{LEASE}s", folder=tmp_path, **settings)
         workers.append(worker)
         wait_until(lambda: "worker is ready" in worker.out, PATIENCE)
@@ -172,7 +172,7 @@ def test_why_names_a_back_off_and_its_attempt(
 
 
 @pytest.mark.timeout(120)
-def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_dropped(
+def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_requeued(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:
     start_worker(FLOWS)  # takes over what the dead leave, and serves another workflow
@@ -188,14 +188,32 @@ def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_drop
         end = thread.submit(lambda: asyncio.run(poisoned()))
         for worker in started_by_hand:
             assert worker.code() == 137
-        start_worker("tests.support.operated:DEADLY")
+        fourth = start_worker("tests.support.operated:DEADLY")
         end.result(PATIENCE)
+    fourth.end()
     says(operator, "why deadly", "it has failed in step kill", "is a dead letter", "died 3 times")
     (letter,) = rows_of(operator("dead list --json"))
     assert (letter["run"], letter["workflow"], letter["step"]) == ("deadly", "Deadly", "kill")
     says(operator, f"dead show {letter['id']}", "StartEvent", "event fields")
-    assert operator(f"dead drop {letter['id']} -y").output == f"{letter['id']}: deleted\n"
+    goes_on = f"{letter['id']}: deadly goes on as deadly~1\n"
+    assert operator(f"dead requeue {letter['id']} -y").output == goes_on
+    assert isinstance(operator(f"dead requeue {letter['id']} -y").exception, RunNotFound)
     assert operator("dead list --json").output == ""
+    start_worker("tests.support.operated:DEADLY", MENDED=1)
+    assert ended(server, "deadly~1") == "mended"
+    says(operator, "runs show deadly", "deadly~1")
+
+
+def test_a_dead_letter_can_be_dropped_and_one_that_nobody_can_read_is_shown(
+    server: RedisServer, operator: Operator
+) -> None:
+    with redis.Redis(port=server.port, decode_responses=True) as raw:
+        fields: Any = {"run": "r", "label": "E:s", "reason": "torn", "record": b"\xc1"}
+        letter = raw.xadd("{default:0}:dead", fields)
+    says(operator, f"dead show {letter}", "torn", "event is unreadable  a delivery is not readable")
+    assert operator(f"dead drop {letter} -y").output == f"{letter}: deleted\n"
+    assert operator("dead list --json").output == ""
+    assert isinstance(operator(f"dead drop {letter} -y").exception, RunNotFound)
 
 
 def test_why_says_of_an_ended_run_how_it_ended(

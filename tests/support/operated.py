@@ -67,7 +67,9 @@ class Failing(Workflow):
 class Deadly(Workflow):
     @step
     async def kill(self, ev: StartEvent) -> StopEvent:
-        os._exit(137)
+        if "MENDED" not in os.environ:
+            os._exit(137)
+        return StopEvent(result="mended")
 
 
 class Quick(Workflow):

@@ -1,4 +1,4 @@
-"""`stepfleet dead`: list, show and drop dead letters. Layer: cli."""
+"""`stepfleet dead`: list, show, requeue and drop dead letters. Layer: cli."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stepfleet.wire import decode_record
 _ID: Final = re.compile(r"\d+-\d+")
 
 
-@click.group("dead", short_help="List, show and drop dead letters.")
+@click.group("dead", short_help="List, show, requeue and drop dead letters.")
 def dead() -> None:
     """Look at dead letters: deliveries that killed their workers or cannot be read."""
 
@@ -70,6 +70,25 @@ async def show_dead(reach: Reach, *, letter_id: str, as_json: bool) -> None:
     for name, value in row.items():
         text = json.dumps(value, default=str) if isinstance(value, dict) else value
         click.echo(f"{name.replace('_', ' '):{width}}  {'-' if text is None else text}")
+
+
+@dead.command("requeue", short_help="Go on from dead letters.")
+@click.argument("letter_ids", metavar="ID...", nargs=-1, required=True)
+@yes_option
+@reaches_fleet
+async def requeue(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool) -> None:
+    """Start new runs that go on from dead letters, once their cause is mended.
+
+    The run that a dead letter ended goes on as `<id>~1`: with its store, the event that was given up, and
+    everything else that was pending.
+    """
+    async with reach.inspector() as inspector, reach.client() as client:
+        for letter_id in letter_ids:
+            letter = await _letter(inspector, letter_id)
+            run_id = letter.fields.get("run") or "an unknown run"
+            confirm(f"Go on from {run_id} with the dead letter {letter_id}?", yes=yes)
+            handler = await client.requeue(letter_id)
+            click.echo(f"{letter_id}: {run_id} goes on as {handler.run_id}")
 
 
 @dead.command("drop", short_help="Delete dead letters.")

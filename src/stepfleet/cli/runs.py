@@ -1,4 +1,4 @@
-"""`stepfleet runs`: list, show, events, cancel, delete. Layer: cli."""
+"""`stepfleet runs`: list, show, events, cancel, resume, delete. Layer: cli."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stepfleet.storage.reader import RunRecord
 STATUSES: Final = ("queued", "running", "completed", "failed", "cancelled", "timed_out")
 
 
-@click.group("runs", short_help="List, show, follow, cancel and delete runs.")
+@click.group("runs", short_help="List, show, follow, cancel, resume and delete runs.")
 def runs() -> None:
     """Look at runs and act on them."""
 
@@ -126,6 +126,17 @@ async def cancel(reach: Reach, *, run_ids: tuple[str, ...], yes: bool) -> None:
             confirm(f"Cancel {run_id}, a run of {status.workflow}?", yes=yes)
             await handler.cancel_run()
             click.echo(f"{run_id}: {(await handler.status()).status}")
+
+
+@runs.command("resume", short_help="Go on from a cancelled or dead-lettered run.")
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@reaches_fleet
+async def resume(reach: Reach, *, run_ids: tuple[str, ...]) -> None:
+    """Start new runs that go on from the work that cancelled or dead-lettered runs left."""
+    async with reach.client() as client:
+        for run_id in run_ids:
+            handler = await client.resume(run_id)
+            click.echo(f"{run_id}: goes on as {handler.run_id}")
 
 
 @runs.command("delete", short_help="Delete an ended run and its keys.")
