@@ -5,7 +5,7 @@ What a signature may say is read by `signatures`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, Protocol, TypeVar, get_args, overload
@@ -32,7 +32,10 @@ StepGraphCheck = Literal["reachability", "dead_end"]
 WorkflowGraphCheck = Literal["reachability", "terminal_event", "dead_end"]
 StepRole = Literal["step", "catch_error"]
 StepFunction = Callable[..., Any]
-_FunctionT = TypeVar("_FunctionT", bound=StepFunction)
+#: What a step may return; the types that it names exactly are read from its annotation.
+_Returned = Event | Sequence[Event] | None
+#: So that a checker refuses a step that returns something else.
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., _Returned | Awaitable[_Returned]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,14 @@ class Shop(Workflow):
     def plain(self, ctx: Context, ev: Answer) -> StopEvent:
         return StopEvent(result=ev.text)
 
+    @step
+    async def many(self, ev: StartEvent) -> list[Item] | Receipt | None:
+        return [Item(number=1)]
+
+    @step
+    def give_up(self, ev: Item) -> None:
+        raise RuntimeError
+
 
 @step(workflow=Shop)
 async def free(ev: Item) -> StopEvent:

@@ -34,6 +34,14 @@ class Wrong(Workflow):
     async def misspelt(self, ev: Item) -> StopEvent:
         return StopEvent()
 
+    @step  # refused
+    async def answers(self, ev: Item) -> str:
+        return "no event"
+
+    @step()  # refused
+    def lists(self, ev: Item) -> list[int]:
+        return [ev.number]
+
 
 async def main(client: Client) -> None:
     handler = Wrong().run()
