@@ -123,3 +123,28 @@ async def test_other_runs_of_the_instance_go_on_by_themselves() -> None:
     assert await asyncio.wait_for(flow.run(), 10) == 3
     while not flow.is_done():
         flow.run_step()
+
+
+async def test_of_two_branches_one_runs_to_its_end_before_the_other_begins() -> None:
+    log: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def first(self, ctx: Context, ev: StartEvent) -> Next | None:
+            ctx.send_event(Next(number=1))
+            ctx.send_event(Next(number=2))
+
+        @step
+        async def work(self, ctx: Context, ev: Next) -> StopEvent | None:
+            log.append("begin")
+            await asyncio.sleep(0.02)
+            log.append("end")
+            both = ctx.collect_events(ev, [Next, Next])
+            return None if both is None else StopEvent()
+
+    flow = Flow()
+    flow.run_step()
+    while not flow.is_done():
+        await flow.run_step()
+        assert log[-1] == "end"
+    assert log[:4] == ["begin", "end", "begin", "end"]

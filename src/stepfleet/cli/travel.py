@@ -85,9 +85,7 @@ def findings(workflow: Workflow, name: str) -> list[Finding]:
 def _of_classes(classes: Iterable[type], workflow: Workflow) -> Iterator[Finding]:
     bare = type(workflow).__mro__[1] is Workflow and type(workflow).__qualname__ == "Workflow"
     for cls in classes:
-        if cls.__module__ == "__main__":
-            problem = "is defined in the program that is started, which workers do not import"
-        elif _importable(cls) is cls or (bare and cls is type(workflow)):
+        if _importable(cls) is cls or (bare and cls is type(workflow)):
             continue
         elif "<locals>" in cls.__qualname__:
             problem = "is defined inside a function, so no other process can import it"
