@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, Final
@@ -27,31 +28,34 @@ class Announced:
     def __init__(self, fleet: Fleet, reader: RunReader) -> None:
         self._fleet = fleet
         self._reader = reader
-        self._definitions: dict[str, tuple[float, dict[str, Definition]]] = {}
+        self._definitions: dict[str, tuple[float, Definition]] = {}
         self._seen_workers: tuple[float, dict[str, dict[str, Any]]] = (-1e9, {})
+        #: One of many callers asks; the others find its answer.
+        self._asking = asyncio.Lock()
 
     async def definition(self, workflow: str) -> Definition | None:
         """Return what live workers announced last, None in memory or when nobody has announced it."""
         if self._fleet.open_types:
             return None
-        now = self._fleet.clock.steady()
-        known = self._definitions.get(workflow)
-        if known is None or now - known[0] > FRESH or not known[1]:
-            known = self._definitions[workflow] = (
-                now,
-                await self._reader.definitions(workflow),
-            )
-        announced = known[1]
-        if not announced:
-            return None
-        live = {
-            digest
-            for worker in (await self._workers()).values()
-            for digest in [worker.get("workflows", {}).get(workflow)]
-            if digest
-        }
-        candidates = [definition for digest, definition in announced.items() if digest in live]
-        return (candidates or list(announced.values()))[-1]
+        return self._fresh(workflow) or await self._asked(workflow)
+
+    def _fresh(self, workflow: str) -> Definition | None:
+        seen, definition = self._definitions.get(workflow, (0.0, None))
+        return None if self._fleet.clock.steady() - seen > FRESH else definition
+
+    async def _asked(self, workflow: str) -> Definition | None:
+        async with self._asking:
+            if definition := self._fresh(workflow):
+                return definition
+            announced = await self._reader.definitions(workflow)
+            workers = await self._workers()
+            if not announced:
+                return None
+            live = {worker.get("workflows", {}).get(workflow) for worker in workers.values()}
+            candidates = [one for digest, one in announced.items() if digest in live]
+            definition = (candidates or list(announced.values()))[-1]
+            self._definitions[workflow] = (self._fleet.clock.steady(), definition)
+            return definition
 
     async def _workers(self) -> dict[str, dict[str, Any]]:
         now = self._fleet.clock.steady()

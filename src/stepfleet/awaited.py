@@ -28,7 +28,7 @@ COUNT = 500
 class Ending:
     """The end of one run, for all in this process who wait for it."""
 
-    __slots__ = ("__weakref__", "_awaited", "ended", "future", "must_look", "run_id", "waits")
+    __slots__ = ("__weakref__", "_awaited", "ended", "must_look", "run_id", "waits")
 
     def __init__(self, awaited: Awaited, run_id: str, *, must_look: bool) -> None:
         self._awaited = awaited
@@ -37,8 +37,7 @@ class Ending:
         self.ended: Ended | None = None
         #: Whether the run may have ended without an announcement that was heard here.
         self.must_look = must_look
-        self.waits = 0
-        self.future: asyncio.Future[Ended] | None = None
+        self.waits: list[asyncio.Future[Ended]] = []
 
     async def seen(self) -> Ended:
         """Wait for the end and return how the run ended.
@@ -85,21 +84,21 @@ class Awaited:
         await self._hearing()
         if ending.ended is not None:
             return ending.ended
-        future = ending.future
-        if future is None:
-            future = ending.future = asyncio.get_running_loop().create_future()
+        if not ending.waits:
             self._waiting[ending.run_id] = ending
             if ending.must_look:
                 self._look_soon(ending)
-        ending.waits += 1
+        # A future for each, since whoever awaits may be cancelled.
+        future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        ending.waits.append(future)
         try:
-            return await asyncio.shield(future)
+            return await future
         finally:
-            ending.waits -= 1
-            if not ending.waits and ending.future is future:
-                # Nobody waits any more; an announcement is heard as long as somebody has the handler.
-                ending.future = None
-                self._waiting.pop(ending.run_id, None)
+            if future in ending.waits:
+                # Given up. An announcement is heard as long as somebody has the handler.
+                ending.waits.remove(future)
+                if not ending.waits:
+                    self._waiting.pop(ending.run_id, None)
 
     def told(self, announced: Sequence[Announcement]) -> None:
         """Hear of ends."""
@@ -116,7 +115,7 @@ class Awaited:
                 self._settle(ending, ended)
                 continue
             ending.must_look = True
-            if ending.future is not None:
+            if ending.waits:
                 self._look_soon(ending)
 
     def close(self) -> None:
@@ -128,19 +127,19 @@ class Awaited:
             )
 
     def _settle(self, ending: Ending, how: Ended | WorkflowError) -> None:
-        future, ending.future = ending.future, None
+        waits, ending.waits = ending.waits, []
         self._waiting.pop(ending.run_id, None)
         if isinstance(how, Ended):
             ending.ended = how
         else:
             ending.must_look = True
-        if future is None or future.done():
-            return
-        if isinstance(how, Ended):
-            future.set_result(how)
-        else:
-            future.set_exception(how)
-            future.exception()  # an error that nobody awaits is no noise
+        for future in waits:
+            if future.done():
+                continue
+            if isinstance(how, Ended):
+                future.set_result(how)
+            else:
+                future.set_exception(how)
 
     def _look_soon(self, ending: Ending) -> None:
         """Read its record, together with all those that are asked for until then."""

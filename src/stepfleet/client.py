@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
-import string
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from random import Random
 from typing import Any, Final, NamedTuple, Self
 
-from stepfleet.connected import Before, Connected
+from stepfleet.connected import Before, Connected, check_recorded
 from stepfleet.context import Context
+from stepfleet.core.commit import Answer
 from stepfleet.core.continuation import next_id
 from stepfleet.errors import RunConflictError, RunNotFound
 from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
 from stepfleet.remote_run import RemoteRun
+from stepfleet.storage.committer import WEIGHT
 from stepfleet.storage.fleet import Fleet
 from stepfleet.workflow import Workflow
 
@@ -26,7 +28,6 @@ PATIENCE: Final = 5.0
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 #: What the fleet itself makes of one: ids of child runs and of continuations have parts behind `~`.
 _ANY_RUN_ID: Final = re.compile(r"[A-Za-z0-9_.~-]{1,512}")
-_ALPHABET: Final = string.ascii_letters + string.digits
 
 
 class Start(NamedTuple):
@@ -40,7 +41,8 @@ class Start(NamedTuple):
 
 def new_run_id(random: Random) -> str:
     """Return a random run id."""
-    return "".join(random.choice(_ALPHABET) for _ in range(16))
+    # 96 random bits, 20 times as fast as sixteen choices of a letter.
+    return base64.b64encode(random.randbytes(12), b"aZ").decode()
 
 
 def check_run_id(run_id: str) -> str:
@@ -118,7 +120,7 @@ class Client:
         connected = self.connection()
         target = connected.target(workflow)
         event = _start_event(workflow, start_event, fields)
-        name = check_run_id(run_id) if run_id is not None else new_run_id(self._fleet.random)
+        name = self._run_id(run_id)
         run = connected.run(name, target, is_new=run_id is None)
         await connected.record(target, event, fields, name, before=Before(), once=False)
         await connected.announced.warn_unless_served(target.name, name)
@@ -134,24 +136,35 @@ class Client:
         """
         connected = self.connection()
         target = connected.target(workflow)
-        runs: list[RemoteRun] = []
-        recording: list[Coroutine[Any, Any, None]] = []
-        for one in starts:
-            start = one if isinstance(one, Start) else Start(fields=one)
-            event = _start_event(workflow, start.start_event, dict(start.fields))
-            name = (
-                check_run_id(start.run_id)
-                if start.run_id is not None
-                else new_run_id(self._fleet.random)
-            )
-            recording.append(
-                connected.record(target, event, start.fields, name, before=Before(), once=False)
-            )
-            runs.append(connected.run(name, target, is_new=start.run_id is None))
-        await asyncio.gather(*recording)
-        if runs:
-            await connected.announced.warn_unless_served(target.name, runs[0].run_id)
-        return [self._handler(run, workflow) for run in runs]
+        chosen = [one if isinstance(one, Start) else Start(fields=one) for one in starts]
+        events = [_start_event(workflow, one.start_event, dict(one.fields)) for one in chosen]
+        ids = [self._run_id(one.run_id) for one in chosen]
+        if not chosen:
+            return []
+        definition = await connected.definition(target)
+        handlers: list[WorkflowHandler] = []
+        recording: list[asyncio.Future[Answer]] = []
+        failures: list[Exception] = []
+        for start, event, name in zip(chosen, events, ids, strict=True):
+            try:
+                commit = connected.starting(target, definition, event, start.fields, name)
+            except Exception as error:  # noqa: BLE001 - raised when the others are recorded
+                failures.append(error)
+                continue
+            run = connected.run(name, target, is_new=start.run_id is None)
+            handlers.append(self._handler(run, workflow))
+            recording.append(connected.committer.sent(commit))
+            if len(recording) % WEIGHT == 0:
+                await asyncio.sleep(0)  # a batch is full: it goes out while the next one is made
+        for handler, answer in zip(handlers, await asyncio.gather(*recording), strict=True):
+            check_recorded(handler.run_id, answer)
+        if failures:
+            raise failures[0]
+        await connected.announced.warn_unless_served(target.name, ids[0])
+        return handlers
+
+    def _run_id(self, chosen: str | None) -> str:
+        return new_run_id(self._fleet.random) if chosen is None else check_run_id(chosen)
 
     def handler(
         self, run_id: str, *, workflow: Workflow | type[Workflow] | str | None = None

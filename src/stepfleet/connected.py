@@ -14,7 +14,7 @@ from stepfleet.announced import Announced, AnnouncedRouting, PlannedRouting
 from stepfleet.awaited import Awaited
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core import endings
-from stepfleet.core.commit import Route
+from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.core.continuation import check_continuable, continuation, next_id
 from stepfleet.core.cut import Cut
 from stepfleet.core.plan import SYSTEM, Plan, type_name
@@ -135,7 +135,40 @@ class Connected:
             DefinitionError: nothing is known of the workflow, or its workers run another instance.
             EncodeError, StoreError: the event cannot travel; Redis does not take it.
         """
+        definition = await self.definition(target)
+        values = await self._initial_values(before, target)
+        commit = self.starting(target, definition, event, fields, run_id, values=values, once=once)
+        check_recorded(run_id, await self.committer.commit(commit))
+
+    async def definition(self, target: Target) -> Definition | None:
+        """Return what is announced of a workflow, None where its class has to be enough.
+
+        Raises:
+            DefinitionError: only its name is known, and nobody has announced it.
+        """
         definition = await self.announced.definition(target.name)
+        if definition is None and target.plan is None:
+            raise await self.announced.unknown(target.name)
+        return definition
+
+    def starting(
+        self,
+        target: Target,
+        definition: Definition | None,
+        event: StartEvent | None,
+        fields: Mapping[str, Any],
+        run_id: str,
+        *,
+        values: Mapping[str, bytes] = {},
+        once: bool = False,
+    ) -> Commit:
+        """Return the commit that records a run.
+
+        Raises:
+            DefinitionError: the workflow's workers run another instance.
+            WorkflowRuntimeError: no step accepts the event.
+            EncodeError: the event cannot travel.
+        """
         if target.plan is not None and event is not None:
             type_id, payload = target.plan.codec.encode_event(event)
             routes: Sequence[Route] = target.plan.accepted_by(type(event))
@@ -146,24 +179,21 @@ class Connected:
                 timeout_ms = definition.timeout_ms if timeout_ms is None else timeout_ms
             elif timeout_ms is None:
                 timeout_ms = 45_000
+        elif definition is None:
+            raise DefinitionError(f"no worker has announced a workflow {target.name!r}")
         else:
-            if definition is None:
-                raise await self.announced.unknown(target.name)
             type_id, payload = self._by_name(definition, event, fields)
-            routes, timeout_ms = (
-                definition.routes.get(type_name(type_id), ()),
-                definition.timeout_ms,
-            )
+            routes = definition.routes.get(type_name(type_id), ())
+            timeout_ms = definition.timeout_ms
         if not routes:
             raise WorkflowRuntimeError(
                 f"no step of workflow {target.name} accepts a {type_id} as its start event"
             )
-        values = await self._initial_values(before, target)
         nonce = self.fleet.token() if once else ""
         digest = hashlib.blake2b(
             f"{target.name}\0{type_id}\0{nonce}".encode() + payload, digest_size=16
         ).hexdigest()
-        commit = endings.start(
+        return endings.start(
             run_id,
             routes,
             type_id=type_id,
@@ -172,16 +202,6 @@ class Connected:
             timeout_ms=None if timeout_ms == -1 else timeout_ms,
             values=values,
         )
-        answer = await self.committer.commit(commit)
-        if answer.word == "exists":
-            raise RunConflictError(
-                f"run {run_id} exists and was started with other arguments: choose another run_id, "
-                "or attach to it with client.handler()"
-            )
-        if answer.word != "applied":
-            raise WorkflowRuntimeError(
-                f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
-            )
 
     async def resume(self, earlier: str, target: Target | None, into: str | None = None) -> str:
         """Record the one continuation of a run that was cancelled or dead-lettered; return its id.
@@ -305,3 +325,21 @@ class Connected:
         if self._types:
             plan.add_types(self._types)
         return plan.reading_codec
+
+
+def check_recorded(run_id: str, answer: Answer) -> None:
+    """Pass when a run was recorded.
+
+    Raises:
+        RunConflictError: the id belongs to a run with other arguments.
+        WorkflowRuntimeError: Redis answers something else.
+    """
+    if answer.word == "exists":
+        raise RunConflictError(
+            f"run {run_id} exists and was started with other arguments: choose another run_id, "
+            "or attach to it with client.handler()"
+        )
+    if answer.word != "applied":
+        raise WorkflowRuntimeError(
+            f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
+        )

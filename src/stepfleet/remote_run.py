@@ -105,7 +105,15 @@ class RemoteRun:
         if started is not None:
             self._start = services.spawn(started)
             self._start.add_done_callback(_seen)
-        self.store: StateStore[Any] = StateStore(self._port(), state_type)
+        self._state_type = state_type
+        self._store: StateStore[Any] | None = None
+
+    @property
+    def store(self) -> StateStore[Any]:
+        """The run's store."""
+        if self._store is None:
+            self._store = StateStore(self._port(), self._state_type)
+        return self._store
 
     # -- the end -----------------------------------------------------------------------------------
 

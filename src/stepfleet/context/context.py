@@ -68,7 +68,11 @@ class RunFace(Protocol):
     """What the context of a started run does outside of its steps; made by the client."""
 
     run_id: str
-    store: StateStore[Any]
+
+    @property
+    def store(self) -> StateStore[Any]:
+        """The run's store."""
+        ...
 
     def send_soon(self, event: Event, step: str | None) -> None:
         """Send an event without waiting."""

@@ -86,6 +86,10 @@ class Committer:
         Raises:
             StoreError: patience ended, or Redis refuses.
         """
+        return await self.sent(commit)
+
+    def sent(self, commit: Commit) -> asyncio.Future[Answer]:
+        """Queue a commit and return the future of its answer."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def done(answer: Answer | StoreError) -> None:
@@ -97,7 +101,7 @@ class Committer:
                 future.set_result(answer)
 
         self.put(commit, done)
-        return await future
+        return future
 
     async def drained(self) -> None:
         """Wait until everything queued was answered."""
