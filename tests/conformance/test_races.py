@@ -463,7 +463,7 @@ async def test_a_live_run_goes_on_where_its_id_is_remembered_as_ended(fleet: Pla
             return StopEvent(result="done")
 
     worker = await fleet.add_worker(Flow())
-    worker.processor.run_ended("nightly")
+    worker.processor.runs_ended({"nightly"})
     assert await Flow(runtime=fleet.runtime).run(run_id="nightly") == "done"
 
 

@@ -66,7 +66,7 @@ def execution(
         rerun=False,
         flush_soon=lambda _: flushes.append(1),
         now_ms=lambda: 0,
-        store=StateStore(LocalPort()),
+        open_store=lambda _: StateStore(LocalPort()),
     )
     flushes: list[int] = []
     made.flushes = flushes  # type: ignore[attr-defined]

@@ -26,7 +26,11 @@ class StepFace(Protocol):
     """What the context of a running step does; made by the worker."""
 
     run_id: str
-    store: StateStore[Any]
+
+    @property
+    def store(self) -> StateStore[Any]:
+        """The run's store."""
+        ...
 
     @property
     def idempotency_key(self) -> str:

@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from random import Random, SystemRandom
-from typing import Final
+from typing import Any, Final
 
 from stepfleet.core.commit import (
     Answer,
@@ -73,10 +73,13 @@ class Committer:
 
     def put(self, commit: Commit, done: Done) -> None:
         """Queue a commit; `done` is called with its answer."""
-        *ahead, last = _parts(commit)
-        for part in ahead:
-            self._queue.append((part, _ignored, *_weigh(part)))
-        self._queue.append((last, done, *_weigh(last)))
+        weight, size, is_wide = _weigh(commit)
+        if is_wide:
+            *ahead, commit = _parts(commit)
+            for part in ahead:
+                self._queue.append((part, _ignored, *_weigh(part)[:2]))
+            weight, size, _ = _weigh(commit)
+        self._queue.append((commit, done, weight, size))
         self._idle.clear()
         self._wake.set()
 
@@ -212,15 +215,24 @@ def _ignored(answer: Answer | StoreError) -> None:
     """A part that was not applied shows in the commit that ends the parts."""
 
 
-def _weigh(commit: Commit) -> tuple[int, int]:
-    weight, emits = 1, 0
+def _weigh(commit: Commit) -> tuple[int, int, bool]:
+    """Return a commit's weight, its bytes, and whether it has a word that is too wide for one call."""
+    weight, size, emits, is_wide = 1, 0, 0, False
     for word in commit.words:
-        if isinstance(word, Emit | Stage):
+        kind = type(word)
+        size_of = _SIZES.get(kind)
+        if size_of is None:
+            continue
+        size += (own := size_of(word))
+        if isinstance(word, Emit):
             count = len(word.deliveries)
-            emits += count if isinstance(word, Emit) else count // 8
+            emits += count
+            is_wide = is_wide or count > WIDE or own > BYTES
+        elif isinstance(word, Stage):
+            emits += len(word.deliveries) // 8
         elif isinstance(word, End):
             weight += 1
-    return weight + emits // 4, sum(map(_bytes, commit.words))
+    return weight + emits // 4, size, is_wide
 
 
 def _parts(commit: Commit) -> list[Commit]:
@@ -281,23 +293,24 @@ def _guarded(word: Emit, delivery: str) -> Emit:
 
 
 def _is_wide(word: Emit) -> bool:
-    return len(word.deliveries) > WIDE or _bytes(word) > BYTES
+    return len(word.deliveries) > WIDE or _records(word) > BYTES
 
 
-def _bytes(word: Word) -> int:
-    match word:
-        case Emit() | Stage():
-            return sum(len(record) for _, record in word.deliveries)
-        case Publish():
-            return len(word.entry)
-        case Append():
-            return len(word.event)
-        case Write():
-            return len(word.value)
-        case Wait() | SetTimer():
-            return len(word.data)
-        case _:
-            return 0
+def _records(word: Emit | Stage) -> int:
+    return sum([len(record) for _, record in word.deliveries])
+
+
+#: Word -> bytes of what users made, for the words that have any.
+_SIZES: Final[dict[type[Any], Callable[[Any], int]]] = {
+    Emit: _records,
+    Stage: _records,
+    Publish: lambda word: len(word.entry),
+    Append: lambda word: len(word.event),
+    Write: lambda word: len(word.value),
+    Wait: lambda word: len(word.data),
+    SetTimer: lambda word: len(word.data),
+    End: lambda word: len(word.entry),
+}
 
 
 def _chunks(word: Emit) -> list[tuple[tuple[str, bytes], ...]]:

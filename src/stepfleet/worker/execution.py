@@ -107,14 +107,15 @@ class Execution:
         rerun: bool,
         flush_soon: Callable[[Execution], None],
         now_ms: Callable[[], int],
-        store: StateStore[Any],
+        open_store: Callable[[Execution], StateStore[Any]],
     ) -> None:
         self.delivery = delivery
         self.plan = plan
         self.spec = spec
         self.run_id: str = delivery.run_id
         self.token = token
-        self.store = store
+        self._open_store = open_store
+        self._store: StateStore[Any] | None = None
         self.known = known
         #: An execution of this attempt before this one may have had effects.
         self.repeated = (
@@ -135,9 +136,16 @@ class Execution:
         self._effects: list[Effect] = []
         self._flushed = False
         self._published: list[str] = []
-        self._occurrences: Counter[str] = Counter()
+        self._occurrences: dict[str, int] = {}
         self._mutex = threading.Lock()
         self._ended: str | None = None
+
+    @property
+    def store(self) -> StateStore[Any]:
+        """The run's store."""
+        if self._store is None:
+            self._store = self._open_store(self)
+        return self._store
 
     @property
     def idempotency_key(self) -> str:
@@ -232,8 +240,9 @@ class Execution:
 
     def _occurrence(self, kind: str, type_id: str, payload: bytes) -> str:
         digest = content_digest(type_id, payload)
-        self._occurrences[f"{kind}{digest}"] += 1
-        return f"{digest}:{self._occurrences[f'{kind}{digest}']}"
+        name = f"{kind}{digest}"
+        occurrence = self._occurrences[name] = self._occurrences.get(name, 0) + 1
+        return f"{digest}:{occurrence}"
 
     # -- intents -----------------------------------------------------------------------------------
 

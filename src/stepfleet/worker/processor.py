@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from stepfleet.core import endings
@@ -139,6 +140,7 @@ class Processor:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._process = fleet.random.randbytes(3).hex()
         self._executions = 0
+        self._flush_soon: Callable[[Execution], None] | None = None
         self.capacity = asyncio.Event()
         self.capacity.set()
         self.empty = asyncio.Event()
@@ -201,10 +203,10 @@ class Processor:
         held = Held(delivery, self._clock.steady())
         self._held[key] = held
         self.empty.clear()
-        if not self.free:
-            self.capacity.clear()
-        self._in_line.append(held)
-        self._fill_places()
+        if self._in_line or self._running >= self._concurrency:
+            self._in_line.append(held)
+        else:
+            self._begin(held)
 
     def _fill_places(self) -> None:
         while self._in_line and self._running < self._concurrency:
@@ -212,7 +214,10 @@ class Processor:
             gave_up = held.in_line is not None and held.in_line.done()
             if not held.cancelled and not gave_up:
                 self._begin(held)
-        if self.free:
+        self._tell_of_capacity()
+
+    def _tell_of_capacity(self) -> None:
+        if not self.capacity.is_set() and self.free:
             self.capacity.set()
 
     def _begin(self, held: Held) -> None:
@@ -243,8 +248,7 @@ class Processor:
         if self._held.get(key) is held:
             del self._held[key]
         self._give_place(held)
-        if self.free:
-            self.capacity.set()
+        self._tell_of_capacity()
         if not self._held:
             self.empty.set()
 
@@ -370,10 +374,24 @@ class Processor:
     def _execution(
         self, held: Held, served: Served, spec: StepSpec, known: Known, rerun: bool
     ) -> Execution:
-        delivery, plan = readable(held.delivery), served.plan
         self._executions += 1
-        token = f"{self._process}.{self._executions}"
-        execution: Execution
+        if self._flush_soon is None:
+            self._flush_soon = self._flusher()
+        return Execution(
+            readable(held.delivery),
+            served.plan,
+            spec,
+            token=f"{self._process}.{self._executions}",
+            known=known,
+            rerun=rerun,
+            flush_soon=self._flush_soon,
+            now_ms=self._clock.redis_ms,
+            open_store=partial(self._open_store, held, served),
+        )
+
+    def _open_store(self, held: Held, served: Served, execution: Execution) -> StateStore[Any]:
+        """Return the store of an execution: most steps never ask for it."""
+        delivery, plan, token = execution.delivery, served.plan, execution.token
 
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
             self._flush(execution)
@@ -409,25 +427,12 @@ class Processor:
             apply,
             token=lambda: f"{delivery.id}:{token}:{execution.writes}",
             lock_ms=self._lease_ms,
-            turn=served.turns.setdefault(delivery.run_id, asyncio.Lock())
-            if spec.context_param
-            else asyncio.Lock(),
+            turn=served.turns.setdefault(delivery.run_id, asyncio.Lock()),
             on_lock=on_lock,
             random=self._fleet.random,
             patient=True,
         )
-        execution = Execution(
-            delivery,
-            plan,
-            spec,
-            token=token,
-            known=known,
-            rerun=rerun,
-            flush_soon=self._flusher(),
-            now_ms=self._clock.redis_ms,
-            store=StateStore(port, plan.graph.state_type),
-        )
-        return execution
+        return StateStore(port, plan.graph.state_type)
 
     async def _learned(
         self, delivery: Delivery, outcome: Outcome, known: Known, answer: Answer
@@ -546,16 +551,17 @@ class Processor:
 
     # -- ends, losses, drain -----------------------------------------------------------------------
 
-    def run_ended(self, run_id: str) -> None:
-        """Cancel what still runs of an ended run."""
-        self._ended[run_id] = None
+    def runs_ended(self, run_ids: Collection[str]) -> None:
+        """Cancel what still runs of ended runs."""
+        self._ended.update(dict.fromkeys(run_ids))
         while len(self._ended) > ENDED:
             self._ended.popitem(last=False)
         for held in list(self._held.values()):
-            if held.delivery.run_id == run_id:
+            if held.delivery.run_id in run_ids:
                 self._abandon(held, "over")
         for served in self._served.values():
-            served.turns.pop(run_id, None)
+            for run_id in run_ids:
+                served.turns.pop(run_id, None)
 
     def drop_all(self, why: str) -> None:
         """Cancel everything without settling it: it belongs to others, or is handed back."""

@@ -81,7 +81,7 @@ async def _called(
     execution: Execution, instance: Any, events: dict[str, Any], executor: Executor
 ) -> Any:
     spec = execution.spec
-    context = Context[Any].of_step(execution)
+    context: Context[Any] = Context.of_step(execution)
     context.enter_step()
     arguments = dict(events)
     if spec.context_param is not None:

@@ -328,12 +328,12 @@ class Worker:
             try:
                 if not last_end:
                     last_end = await self._reader.last_end()
-                for told in await self._reader.ends(last_end):
-                    last_end = told.id
-                    if told.status == RETURNED:
-                        self._sweep_now.set()
-                    else:
-                        self._processor.run_ended(told.run_id)
+                told = await self._reader.ends(last_end)
+                if told:
+                    last_end = told[-1].id
+                    self._processor.runs_ended({one.run_id for one in told if one.run_id})
+                if any(one.status == RETURNED for one in told):
+                    self._sweep_now.set()
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
