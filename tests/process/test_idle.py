@@ -1,9 +1,8 @@
-"""A worker without work costs next to nothing, and a step costs few calls: counted, not timed."""
+"""A worker without work costs next to nothing: counted, not timed."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections import Counter
@@ -13,11 +12,9 @@ from typing import Any
 import pytest
 
 from stepfleet import Client
-from stepfleet.client import Start
 from stepfleet.embedded.memory import MemoryLink
-from tests.support import costs
 from tests.support.fleet import TestFleet, calls
-from tests.support.flows import Begin, Chain, Sleep
+from tests.support.flows import Chain, Sleep
 
 #: Seconds over which an idle worker is watched.
 WATCHED_S = 4.0
@@ -25,16 +22,8 @@ WATCHED_S = 4.0
 MOST_CPU = 0.02
 #: Calls per second of an idle worker; a busy loop makes thousands.
 MOST_CALLS = 12.0
-COSTS = Path(__file__).with_name("counted_costs.json")
-#: Set to write the figures anew.
-UPDATE = "UPDATE_COUNTED_COSTS"
-#: How much a figure may be above the one that was written down: batches differ with timing.
-TOLERANCE = 1.3
-#: Round trips per step that worker and client make together at most, 500 chains at once.
-MOST_TRIPS = 0.1
 #: Commands of an idle worker.
 SENT = ("evalsha", "xreadgroup", "xread")
-STEPS = 3
 
 
 @pytest.mark.parametrize("binary", ["redis", "valkey"])
@@ -79,58 +68,3 @@ async def test_an_idle_worker_of_memory_uses_neither_the_cpu_nor_its_server(
     assert spent / seconds < MOST_CPU
     # While a step runs the worker looks for the ends of runs ten times a second.
     assert 1.0 < rate < MOST_CALLS + 10.0
-
-
-@pytest.mark.timeout(120)
-async def test_a_step_of_a_chain_costs_what_was_counted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """All that worker and client send is counted, with the default settings and thirteen workflows."""
-    sent = costs.Sent(tmp_path / "sent")
-    monkeypatch.setenv(costs.SENT, os.fspath(sent.path))
-    with TestFleet(tmp_path, lease="15s", sweep="5s") as fleet:
-        fleet.start()
-        with costs.written_down(sent.path):
-            async with Client(fleet.url) as client:
-                for _ in range(5):
-                    assert await (await client.start(Chain, number=0)) == 2  # connections, scripts
-                one = await _counted(fleet, client, sent, runs=20, at_once=1)
-                many = min(
-                    [await _counted(fleet, client, sent, runs=500, at_once=500) for _ in range(3)],
-                    key=lambda figures: figures["calls_per_step"],
-                )
-    counted = {"one at a time": one, "500 at once": many}
-    if os.environ.get(UPDATE):
-        COSTS.write_text(json.dumps(counted, indent=2) + "\n")
-    assert many["calls_per_step"] <= MOST_TRIPS
-    for how, expected in json.loads(COSTS.read_text()).items():
-        for what, figure in expected.items():
-            assert counted[how][what] <= TOLERANCE * figure, (how, what)
-
-
-async def _counted(
-    fleet: TestFleet, client: Client, sent: costs.Sent, *, runs: int, at_once: int
-) -> dict[str, float]:
-    """Counts what runs of a three-step chain cost, their start and end included."""
-    with fleet.redis() as redis:
-        sent.since()
-        before, bytes_before = calls(redis), _bytes(redis)
-        for _ in range(runs // at_once):
-            starts = [Start(Begin(number=number)) for number in range(at_once)]
-            handlers = await client.start_many(Chain, starts)
-            results = await asyncio.gather(*handlers)
-            assert results == [number + 2 for number in range(at_once)]
-        trips, commands = sent.since()
-        used, moved = calls(redis) - before, _bytes(redis) - bytes_before
-    steps = STEPS * runs
-    return {
-        "calls_per_step": round(trips / steps, 3),
-        "commands_sent_per_step": round(commands.total() / steps, 3),
-        "commands_run_per_step": round(used.total() / steps, 2),
-        "bytes_per_step": round(moved / steps),
-    }
-
-
-def _bytes(redis: Any) -> int:
-    stats = redis.info("stats")
-    return stats["total_net_input_bytes"] + stats["total_net_output_bytes"]

@@ -13,8 +13,9 @@ from stepfleet.storage.link import Link
 from stepfleet.storage.scripts import script
 from stepfleet.wire import decode_record
 
-#: Reads of the streams that have much work between two reads of all.
-BY_THEMSELVES: Final = 4
+#: Reads of the streams that have much work between two reads of all: those bring little where a worker
+#: has many streams.
+BY_THEMSELVES: Final = 8
 
 
 class Alarm(NamedTuple):
@@ -93,14 +94,9 @@ class Consumer:
             if found := await self._read_new(busy, free // len(busy), block=False):
                 return self._noted(found)
         self._by_themselves = 0
-        if free >= every:
-            return self._noted(await self._read_new(self._streams, free // every, block=True))
-        for _ in range(0, every, free):
-            window = [self._streams[(self._turn + k) % every] for k in range(free)]
-            self._turn = (self._turn + free) % every
-            if found := await self._read_new(window, 1, block=False):
-                return self._noted(found)
-        return self._noted(await self._read_new(self._streams, 1, block=True))
+        if free < every and (found := await self._read_exactly(free)):
+            return self._noted(found)
+        return self._noted(await self._read_new(self._streams, max(1, free // every), block=True))
 
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
         """Remember which streams gave all they were asked for: there is likely more in them."""
@@ -113,15 +109,24 @@ class Consumer:
         reply = await (
             self._reading.read(before, after) if block else self._reading.call(*before, *after)
         )
-        found: list[_Found] = []
-        for name, entries in reply or ():
-            stream = name.decode()
-            route = self._routes[stream]
-            arrivals = [
-                _arrival(route, entry.decode(), fields, 1, fresh=True) for entry, fields in entries
-            ]
-            found.append(_Found(stream, arrivals, len(arrivals) >= count))
-        return found
+        return [self._found(name.decode(), entries, count) for name, entries in reply or ()]
+
+    async def _read_exactly(self, free: int) -> list[_Found]:
+        """Read what is there, from fewer places than there are streams; another stream begins each time."""
+        turn = self._turn
+        self._turn = (turn + free) % len(self._streams)
+        streams = [*self._streams[turn:], *self._streams[:turn]]
+        rows: list[tuple[int, list[Any]]] = await self._reading.script(
+            script("read"), streams, [GROUP, self.consumer, free]
+        )
+        return [self._found(streams[index - 1], entries, 1) for index, entries in rows]
+
+    def _found(self, stream: str, entries: Sequence[Any], count: int) -> _Found:
+        route = self._routes[stream]
+        arrivals = [
+            _arrival(route, entry.decode(), fields, 1, fresh=True) for entry, fields in entries
+        ]
+        return _Found(stream, arrivals, len(arrivals) >= count)
 
     async def reclaim(
         self, leases: str, *, most: int, suspects: int, may_bury: bool, lease_ms: int

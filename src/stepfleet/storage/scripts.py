@@ -16,6 +16,7 @@ PARTS: Final = {
         *("emits", "scopes", "words", "commit"),
     ),
     "beat": ("prelude", "beat"),
+    "read": ("prelude", "read"),
     "reclaim": ("prelude", "reclaim"),
     "audit": ("prelude", "audit"),
     "hand_back": ("prelude", "hand_back"),

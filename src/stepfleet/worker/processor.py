@@ -159,11 +159,13 @@ class Processor:
         """Deliveries that could start now.
 
         A place is free as soon as its step has returned: the next one is read and runs while the commit of the
-        one before is under way. As many may be on their way to Redis as may run; a Redis that is away or slow
-        stops the reading.
+        one before is under way. While more of them are on their way to Redis than may run, nothing is read: it
+        is slow or away.
         """
-        startable = self._concurrency - self._running - len(self._in_line)
-        return max(0, min(startable, 2 * self._concurrency - len(self._held)))
+        taken = self._running + len(self._in_line)
+        if len(self._held) - taken > self._concurrency:
+            return 0
+        return max(0, self._concurrency - taken)
 
     @property
     def held(self) -> Collection[tuple[Route, str]]:

@@ -1,0 +1,153 @@
+"""What a step costs, counted and never timed: it may not grow unnoticed.
+
+Round trips and commands to Redis, commands run inside of scripts too, bytes, and calls of Python
+functions, per step of a three-step chain, the run's start and end included. A figure that grows by
+more than a tenth fails; UPDATE_COUNTED_COSTS=1 writes the figures anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import pytest
+
+from stepfleet import Client
+from stepfleet.client import Start
+from stepfleet.connect import fleet_of
+from stepfleet.planning import make_plan
+from stepfleet.settings import Settings
+from stepfleet.worker.worker import Worker
+from tests.support import costs
+from tests.support.fleet import TestFleet, calls
+from tests.support.flows import Begin, Chain
+
+Figures = dict[str, float]
+
+COSTS: Final = Path(__file__).with_name("counted_costs.json")
+#: Set to write the figures anew.
+UPDATE: Final = "UPDATE_COUNTED_COSTS"
+#: How much a figure may grow.
+GROWTH: Final = 1.1
+#: A busy machine makes smaller batches now and then, so the best of up to this many rounds counts.
+ROUNDS: Final = 8
+#: Round trips per step that worker and client make together at most, 500 chains at once.
+MOST_TRIPS: Final = 0.1
+STEPS: Final = 3
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def test_what_worker_and_client_send_to_redis_for_a_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of it, with the default settings and a worker that serves many workflows."""
+    sent = costs.Sent(tmp_path / "sent")
+    monkeypatch.setenv(costs.SENT, os.fspath(sent.path))
+    with TestFleet(tmp_path, lease="15s", sweep="5s") as fleet:
+        fleet.start()
+        with costs.written_down(sent.path), fleet.redis() as redis:
+            async with Client(fleet.url) as client:
+                await _warm_up(client)
+
+                async def counted(runs: int, at_once: int) -> Figures:
+                    sent.since()
+                    before, bytes_before = calls(redis), _bytes(redis)
+                    await _chains(client, runs=runs, at_once=at_once)
+                    trips, commands = sent.since()
+                    used, moved = calls(redis) - before, _bytes(redis) - bytes_before
+                    steps = STEPS * runs
+                    return {
+                        "calls": trips / steps,
+                        "commands_sent": commands.total() / steps,
+                        "commands_run": used.total() / steps,
+                        "bytes": moved / steps,
+                    }
+
+                await _check("one at a time", lambda: counted(20, 1))
+                many = await _check("500 at once", lambda: counted(500, 500))
+    assert many["calls"] <= MOST_TRIPS
+
+
+async def test_how_many_python_functions_are_called_for_a_step(tmp_path: Path) -> None:
+    """Worker and client in one process; what the Redis client itself calls is left out."""
+    with TestFleet(tmp_path) as server:
+        fleet = fleet_of(server.url, Settings())
+        flow = Chain(timeout=None)
+        plan = make_plan(flow, "Chain", limits=fleet.limits, open_types=False)
+        worker = Worker(fleet, {"Chain": (plan, flow)})
+        ready = asyncio.Event()
+        working = asyncio.create_task(worker.run(on_ready=ready.set))
+        await ready.wait()
+        async with Client(server.url) as client:
+            await _warm_up(client)
+
+            async def counted(runs: int, at_once: int) -> Figures:
+                made = await _python_calls(lambda: _chains(client, runs=runs, at_once=at_once))
+                return {"python_calls": made / (STEPS * runs)}
+
+            await _check("one at a time", lambda: counted(20, 1))
+            await _check("500 at once", lambda: counted(500, 500))
+        worker.stop()
+        await working
+
+
+async def _warm_up(client: Client) -> None:
+    """Connections are made, scripts loaded, definitions read."""
+    await _chains(client, runs=5, at_once=1)
+
+
+async def _chains(client: Client, *, runs: int, at_once: int) -> None:
+    for _ in range(runs // at_once):
+        starts = [Start(Begin(number=number)) for number in range(at_once)]
+        handlers = await client.start_many(Chain, starts)
+        results = await asyncio.gather(*handlers)
+        assert results == [number + 2 for number in range(at_once)]
+
+
+async def _check(how: str, counted: Callable[[], Awaitable[Figures]]) -> Figures:
+    """Counts until no figure is above what it may be, or too often; or writes down what is counted."""
+    recorded: dict[str, Figures] = json.loads(COSTS.read_text()) if COSTS.exists() else {}
+    expected = recorded.setdefault(how, {})
+    update = bool(os.environ.get(UPDATE))
+    best: Figures = {}
+    grown: list[str] = []
+    for _ in range(ROUNDS):
+        for what, figure in (await counted()).items():
+            best[what] = min(figure, best.get(what, figure))
+        grown = [what for what in best if not best[what] <= GROWTH * expected.get(what, 0.0)]
+        if not grown and not update:
+            break
+    if update:
+        expected.update({what: float(f"{figure:.4g}") for what, figure in best.items()})
+        COSTS.write_text(json.dumps(recorded, indent=2) + "\n")
+    else:
+        assert {what: (best[what], expected.get(what)) for what in grown} == {}
+    return best
+
+
+async def _python_calls(work: Callable[[], Awaitable[None]]) -> int:
+    made = 0
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal made
+        if event == "call" and "/redis/" not in frame.f_code.co_filename:
+            made += 1
+
+    sys.setprofile(note)
+    try:
+        await work()
+    finally:
+        sys.setprofile(None)
+    return made
+
+
+def _bytes(redis: Any) -> int:
+    stats = redis.info("stats")
+    return stats["total_net_input_bytes"] + stats["total_net_output_bytes"]
