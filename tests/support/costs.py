@@ -9,18 +9,39 @@ from __future__ import annotations
 import atexit
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 import redis
 
 from stepfleet.storage.link import Link
+from stepfleet.storage.scripts import PARTS, script
 
 #: The environment variable that tells a worker where to write down what it sends.
 SENT = "FLEET_SENT"
+
+
+#: What a worker sends now and then, whether or not there is work: how often within a round is a matter
+#: of how long the round takes.
+PERIODIC: Final = frozenset(
+    {
+        *("XREAD", "due", "beat", "reclaim", "audit", "janitor"),
+        *("XPENDING", "LRANGE", "SMEMBERS", "PTTL", "LREM", "PEXPIRE"),
+    }
+)
+
+
+def _name(command: Sequence[Any]) -> str:
+    """Returns the name of a script, else that of the command; XREAD has two, as it waits or looks."""
+    if command[0] == "EVALSHA":
+        return _SCRIPTS[command[1]]
+    return "XREAD-BLOCK" if command[0] == "XREAD" and "BLOCK" in command else str(command[0])
+
+
+_SCRIPTS: Final = {script(name).sha: name for name in PARTS}
 
 
 @contextmanager
@@ -30,12 +51,12 @@ def written_down(path: Path) -> Iterator[None]:
     call, calls = Link.call, Link.calls
 
     async def counted_call(self: Link, *command: Any, **more: Any) -> Any:
-        os.write(log, f"{command[0]}\n".encode())
+        os.write(log, f"{_name(command)}\n".encode())
         return await call(self, *command, **more)
 
     async def counted_calls(self: Link, commands: Any, **more: Any) -> Any:
         if commands:
-            os.write(log, (" ".join(command[0] for command in commands) + "\n").encode())
+            os.write(log, (" ".join(map(_name, commands)) + "\n").encode())
         return await calls(self, commands, **more)
 
     with patch.object(Link, "call", counted_call), patch.object(Link, "calls", counted_calls):
@@ -49,7 +70,7 @@ def write_down_all(path: Path) -> None:
     execute = redis.Redis.execute_command
 
     def counted(self: Any, *command: Any, **more: Any) -> Any:
-        os.write(log, f"{command[0]}\n".encode())
+        os.write(log, f"{_name(command)}\n".encode())
         return execute(self, *command, **more)
 
     redis.Redis.execute_command = counted  # type: ignore[method-assign]
@@ -66,10 +87,11 @@ class Sent:
         self._offset = 0
         path.touch()
 
-    def since(self) -> tuple[int, Counter[str]]:
-        """Returns round trips and commands since the last time."""
+    def since(self) -> tuple[int, int, Counter[str]]:
+        """Returns round trips, those of them that are not periodic, and commands, since the last time."""
         with self.path.open() as log:
             log.seek(self._offset)
             lines = log.read().splitlines()
             self._offset = log.tell()
-        return len(lines), Counter(name for line in lines for name in line.split())
+        for_work = [line for line in lines if not PERIODIC.issuperset(line.split())]
+        return len(lines), len(for_work), Counter(name for line in lines for name in line.split())

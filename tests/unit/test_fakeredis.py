@@ -92,3 +92,13 @@ async def test_a_read_returns_with_the_next_write_of_this_process(link: MemoryLi
     await link.call("XADD", "s", "1-0", "f", "v")
     async with asyncio.timeout(5):
         assert (await reading)[0][1][0][0] == b"1-0"
+
+
+def test_a_function_that_a_script_keeps_beside_the_commands_is_there_for_the_next_one() -> None:
+    """Scripts of memory:// are compiled once: what stands at their SHA only calls what was compiled."""
+    server = FakeServer(version=(7,))
+    client = fakeredis.FakeRedis(server=server)
+    client.eval("redis['kept'] = (loadstring or load)('return {KEYS[1], ARGV[1]}')", 0)
+    server.script_cache[b"sha"] = b"return redis['kept']()"
+    assert client.evalsha("sha", 1, "key", "first") == [b"key", b"first"]
+    assert client.evalsha("sha", 1, "other", "second") == [b"other", b"second"]

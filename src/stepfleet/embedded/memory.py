@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
-from fakeredis import FakeServer
+from fakeredis import FakeRedis, FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio.connection import AbstractConnection
 
@@ -31,6 +31,7 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import BLOCK, Arg, Link
 from stepfleet.storage.run_store import Bounds
+from stepfleet.storage.scripts import PARTS, script
 from stepfleet.worker.worker import Worker, WorkerOptions
 from stepfleet.workflow import Workflow
 
@@ -123,6 +124,7 @@ def memory_fleet(
 ) -> Fleet:
     """Return a fleet that lives in this process and event loop."""
     server = server or FakeServer(version=(7,))
+    _compile_scripts(server)
     bell = Bell()
     return Fleet(
         keys=Keys(namespace),
@@ -132,6 +134,15 @@ def memory_fleet(
         limits=limits or Limits(),
         open_types=True,
     )
+
+
+def _compile_scripts(server: FakeServer) -> None:
+    """Have scripts compiled once: fakeredis compiles at every call, a third of the time of a short run."""
+    client = FakeRedis(server=server)
+    for name in PARTS:
+        one = script(name)
+        client.eval(f"redis['{one.sha}'] = (loadstring or load)([==[{one.source}]==])", 0)
+        server.script_cache[one.sha.encode()] = f"return redis['{one.sha}']()".encode()
 
 
 class _Serving:
