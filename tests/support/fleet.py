@@ -188,7 +188,8 @@ class Record:
         elif command == "RPUSH" and key.endswith(":events"):
             self.contributions.update((key, value) for value in words[2:])
         elif command == "XADD" and key.endswith(":ends"):
-            fields = dict(zip(words[-4::2], words[-3::2], strict=True))
+            start = words.index(b"r")
+            fields = dict(zip(words[start::2], words[start + 1 :: 2], strict=True))
             if fields[b"r"]:
                 self.ends[fields[b"r"].decode()] += 1
         elif command == "HINCRBY" and words[2].startswith(b"s:"):
