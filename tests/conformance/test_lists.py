@@ -554,3 +554,23 @@ async def test_a_wide_list_is_collected_whole(place: Place) -> None:
 
     flow = await place.serve(Flow, timeout=120)
     assert sorted(await flow.run(width=1200)) == list(range(1200))
+
+
+async def test_a_wide_list_of_two_types_for_one_step_is_collected_whole(place: Place) -> None:
+    class Flow(Joins):
+        @step
+        async def split(self, ctx: Context, ev: StartEvent) -> list[Item | Other]:
+            for n in range(700):
+                ctx.send_event(Item(n=-n - 1))
+            return [*[Item(n=n) for n in range(600)], *[Other(n=n) for n in range(600, 1200)]]
+
+        @step(num_workers=50)
+        async def work(self, ev: Item | Other) -> Part | None:
+            return Part(n=ev.n) if ev.n >= 0 else None
+
+        @step(num_workers=50)
+        async def count(self, ev: Item | Other) -> None:
+            return None
+
+    flow = await place.serve(Flow, timeout=120)
+    assert sorted(await flow.run()) == list(range(1200))

@@ -329,6 +329,8 @@ class Unstage(NamedTuple):
     delivery: str
     route: Route
     length: int
+    #: As that of `Emit`.
+    also: bool = False
 
 
 class SetTimer(NamedTuple):

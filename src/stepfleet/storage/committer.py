@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from random import Random, SystemRandom
 from typing import Any, Final
@@ -24,6 +24,9 @@ from stepfleet.core.commit import (
     EntryFence,
     Expectation,
     Forget,
+    Gather,
+    Open,
+    Pair,
     Publish,
     SetTimer,
     Stage,
@@ -229,8 +232,10 @@ def _weigh(commit: Commit) -> tuple[int, int, bool]:
             count = len(word.deliveries)
             emits += count
             is_wide = is_wide or count > WIDE or own > BYTES
-        elif isinstance(word, Stage):
+        elif isinstance(word, Stage | Gather):
             emits += len(word.deliveries) // 8
+        elif isinstance(word, Pair):
+            emits += 2
         elif isinstance(word, End):
             weight += 1
     return weight + emits // 4, size, is_wide
@@ -242,27 +247,52 @@ def _parts(commit: Commit) -> list[Commit]:
     wide = [word for word in commit.words if isinstance(word, Emit) and _is_wide(word)]
     if not wide or not isinstance(fence, EntryFence | EffectFence):
         return [commit]
+    if isinstance(fence, EffectFence):
+        return _sent_ahead(commit, fence)
+    opening = next((i for i, word in enumerate(commit.words) if isinstance(word, Open)), None)
+    if opening is not None:
+        # No member may begin before its scope is there; what was sent before it goes ahead.
+        sent = commit._replace(words=commit.words[:opening])
+        *ahead, rest = _sent_ahead(sent, fence) if _has_wide(sent) else [sent]
+        return [
+            *ahead,
+            *_staged(rest._replace(words=[*rest.words, *commit.words[opening:]]), fence),
+        ]
     steps = {word.route.step for word in wide if word.route.limit and not word.guard}
-    if isinstance(fence, EntryFence) and len(steps) == len(wide):
-        return _staged(commit, fence)
-    return _sent_ahead(commit, fence)
+    return _staged(commit, fence) if len(steps) == len(wide) else _sent_ahead(commit, fence)
+
+
+def _has_wide(commit: Commit) -> bool:
+    return any(isinstance(word, Emit) and _is_wide(word) for word in commit.words)
 
 
 def _staged(commit: Commit, fence: EntryFence) -> list[Commit]:
-    """Each wide result of a step's own gathers in a stage, which the last commit turns into held ones."""
+    """A step's part of a wide result gathers in a stage, which the last commit turns into held ones."""
     effect = EffectFence(fence.route, fence.entry)
+    emits = [word for word in commit.words if isinstance(word, Emit) and not word.guard]
+    staged = [word for word in emits if word.route.limit]
+    lengths = Counter[str]()
+    for word in staged:
+        lengths[word.route.step] += len(word.deliveries)
+    wide = {word.route.step for word in staged if _is_wide(word)}
+    wide |= {step for step, length in lengths.items() if length > WIDE}
     parts: list[Commit] = []
     words: list[Word] = []
     expects: list[Expectation] = list(commit.expects)
+    begun: set[str] = set()
     for word in commit.words:
-        if not isinstance(word, Emit) or not _is_wide(word):
+        if not isinstance(word, Emit) or word.guard or word.route.step not in wide:
             words.append(word)
             continue
+        step, length = word.route.step, lengths[word.route.step]
         for number, chunk in enumerate(_chunks(word)):
-            stage = Stage(fence.delivery, word.route, number == 0, chunk)
+            first = number == 0 and step not in begun
+            stage = Stage(fence.delivery, word.route, first, chunk)
             parts.append(Commit(commit.run_id, effect, [stage]))
-        expects.append(Staged(fence.delivery, word.route, len(word.deliveries)))
-        words.append(Unstage(fence.delivery, word.route, len(word.deliveries)))
+        if step not in begun:
+            expects.append(Staged(fence.delivery, word.route, length))
+            words.append(Unstage(fence.delivery, word.route, length, word.also))
+            begun.add(step)
     return [*parts, commit._replace(words=words, expects=expects)]
 
 
@@ -297,7 +327,7 @@ def _is_wide(word: Emit) -> bool:
     return len(word.deliveries) > WIDE or _records(word) > BYTES
 
 
-def _records(word: Emit | Stage) -> int:
+def _records(word: Emit | Stage | Gather) -> int:
     return sum([len(record) for _, record in word.deliveries])
 
 
@@ -305,6 +335,8 @@ def _records(word: Emit | Stage) -> int:
 _SIZES: Final[dict[type[Any], Callable[[Any], int]]] = {
     Emit: _records,
     Stage: _records,
+    Gather: _records,
+    Pair: lambda word: len(word.record),
     Publish: lambda word: len(word.entry),
     Append: lambda word: len(word.event),
     Write: lambda word: len(word.value),

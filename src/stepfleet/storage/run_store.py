@@ -380,7 +380,8 @@ def _stage(p: Packing, args: list[Arg], w: c.Stage) -> None:
 
 def _unstage(p: Packing, args: list[Arg], w: c.Unstage) -> None:
     stage = p.key(p.keys.stage(p.run_id, w.delivery, w.route.step))
-    args += ("unstage", stage, p.stream(w.route), p.hold(w.route), w.length, p.inbox(w.route))
+    word = "also unstage" if w.also else "unstage"
+    args += (word, stage, p.stream(w.route), p.hold(w.route), w.length, p.inbox(w.route))
 
 
 def _set_timer(p: Packing, args: list[Arg], w: c.SetTimer) -> None:

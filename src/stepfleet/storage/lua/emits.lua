@@ -14,7 +14,7 @@ local function append(list, values)
   for first = 1, #values, CHUNK do
     length = rc('RPUSH', list, unpack(values, first, math.min(first + CHUNK - 1, #values)))
   end
-  if length == #values then register(list) end
+  if length == #values and length > 0 then register(list) end
   return length
 end
 

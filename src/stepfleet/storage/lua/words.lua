@@ -22,6 +22,54 @@ local function write_opened()
   opened = {}
 end
 
+-- list, stream, hold list, length, waiters' stream: the staged deliveries become held ones, and what fits is let go.
+-- Awaited ones go to the waiters; the same events for a further stream (`again`) do not.
+local function unstaging(again)
+  local function sorted_out(list, k, inbox)
+    local left = {}
+    for first = 0, k - 1, CHUNK do
+      for _, element in ipairs(rc('LRANGE', list, first, first + CHUNK - 1)) do
+        local did, label, record = parts(element)
+        if not awaited(string.match(label, '^[^:]*')) then
+          left[#left + 1] = element
+        elseif not again then
+          enter(inbox, LABEL[inbox], did, record)
+          born = born + 1
+        end
+      end
+    end
+    rc('DEL', list)
+    return left
+  end
+
+  return {
+    size = 5,
+    check = function(j)
+      room(A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0)
+      waiting[key_at(j + 2)] = rc('LLEN', key_at(j + 2))
+      can_register()
+    end,
+    write = function(j)
+      local list, s, hold, k, inbox = key_at(j), A[j + 1] + 0, key_at(j + 2), A[j + 3] + 0, A[j + 4] + 0
+      local before = waiting[hold]
+      if fields[3] and fields[3] ~= '0' then
+        local left = sorted_out(list, k, inbox)
+        k = #left
+        append(hold, left)
+      elseif before == 0 then
+        rc('RENAME', list, hold)
+        register(hold)
+      else
+        for first = 0, k - 1, CHUNK do rc('RPUSH', hold, unpack(rc('LRANGE', list, first, first + CHUNK - 1))) end
+        rc('DEL', list)
+      end
+      born = born + k
+      waiting[hold] = before + k
+      refill(s, hold, rc('HINCRBY', run, SLOT[s], k))
+    end,
+  }
+end
+
 local WORD = {
   emit = emitting,
   also = also(emitting),
@@ -120,40 +168,8 @@ local WORD = {
       if A[j + 1] == '1' then register(list) end
     end,
   },
-  -- list, stream, hold list, length, waiters' stream: the staged deliveries become held ones, and what fits is let go
-  unstage = {
-    size = 5,
-    check = function(j)
-      room(A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0)
-      waiting[key_at(j + 2)] = rc('LLEN', key_at(j + 2))
-      can_register()
-    end,
-    write = function(j)
-      local list, s, hold, k, inbox = key_at(j), A[j + 1] + 0, key_at(j + 2), A[j + 3] + 0, A[j + 4] + 0
-      born = born + k
-      if awaited(type_of(s)) then
-        for first = 0, k - 1, CHUNK do
-          for _, element in ipairs(rc('LRANGE', list, first, first + CHUNK - 1)) do
-            local did, _, record = parts(element)
-            enter(inbox, LABEL[inbox], did, record)
-          end
-        end
-        rc('DEL', list)
-        return
-      end
-      if waiting[hold] == 0 then
-        rc('RENAME', list, hold)
-        -- What another run left was about to expire.
-        rc('PERSIST', hold)
-        register(hold)
-      else
-        for first = 0, k - 1, CHUNK do rc('RPUSH', hold, unpack(rc('LRANGE', list, first, first + CHUNK - 1))) end
-        rc('DEL', list)
-      end
-      waiting[hold] = waiting[hold] + k
-      refill(s, hold, rc('HINCRBY', run, SLOT[s], k))
-    end,
-  },
+  unstage = unstaging(false),
+  ['also unstage'] = unstaging(true),
   -- zset, data, member, delay in ms, data
   timer = {
     size = 5,
