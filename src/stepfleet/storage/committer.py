@@ -254,10 +254,8 @@ def _parts(commit: Commit) -> list[Commit]:
         # No member may begin before its scope is there; what was sent before it goes ahead.
         sent = commit._replace(words=commit.words[:opening])
         *ahead, rest = _sent_ahead(sent, fence) if _has_wide(sent) else [sent]
-        return [
-            *ahead,
-            *_staged(rest._replace(words=[*rest.words, *commit.words[opening:]]), fence),
-        ]
+        *stages, last = _staged(rest._replace(words=commit.words[opening:]), fence)
+        return [*ahead, *stages, last._replace(words=[*rest.words, *last.words])]
     steps = {word.route.step for word in wide if word.route.limit and not word.guard}
     return _staged(commit, fence) if len(steps) == len(wide) else _sent_ahead(commit, fence)
 
