@@ -95,6 +95,46 @@ class Counted(Workflow):
         return None
 
 
+class Listed(Workflow):
+    """1 -> width -> 1 by lists, over all processes."""
+
+    @step
+    async def split(self, ctx: Context, ev: Wide) -> list[Item]:
+        with noted(ctx, "split"):
+            await ctx.store.set("seconds", ev.seconds)
+        return [Item(number=number) for number in range(ev.width)]
+
+    @step(num_workers=64)
+    async def work(self, ctx: Context, ev: Item) -> Done:
+        with noted(ctx, "work", number=ev.number):
+            seconds = await ctx.store.get("seconds")
+            if seconds:
+                await asyncio.sleep(seconds)
+        return Done(number=ev.number, pid=os.getpid())
+
+    @step
+    async def join(self, ctx: Context, evs: list[Done]) -> StopEvent:
+        with noted(ctx, "join"):
+            numbers = [event.number for event in evs]
+        return StopEvent(result={"numbers": numbers, "pids": sorted({event.pid for event in evs})})
+
+
+class CountedList(Workflow):
+    """1 -> width -> 1 by lists with nothing in its steps: for counting what it costs."""
+
+    @step
+    async def split(self, ev: Wide) -> list[Part]:
+        return [Part(number=number, width=ev.width) for number in range(ev.width)]
+
+    @step(num_workers=64)
+    async def work(self, ev: Part) -> Item:
+        return Item(number=ev.number)
+
+    @step
+    async def join(self, evs: list[Item]) -> StopEvent:
+        return StopEvent(result=len({item.number for item in evs}))
+
+
 class Busy(StartEvent):
     seconds: float
 
@@ -364,6 +404,8 @@ FLOWS: dict[str, Workflow] = {
     for cls in (
         FanOut,
         Counted,
+        Listed,
+        CountedList,
         Spin,
         Sleep,
         Narrow,
