@@ -260,3 +260,33 @@ def test_the_other_names_of_the_programming_model_are_there(name: str) -> None:
     import stepfleet.representation
 
     assert hasattr(stepfleet.representation, name)
+
+
+def test_lists_and_joins_have_their_arrows() -> None:
+    class Item(Event):
+        pass
+
+    class Part(Event):
+        pass
+
+    class Flow(Workflow):
+        @step
+        async def split(self, ev: StartEvent) -> list[Item | Part]:
+            return []
+
+        @step
+        async def join(self, item: Item, part: Part) -> Part:
+            return part
+
+        @step
+        async def collect(self, evs: list[Part]) -> StopEvent:
+            return StopEvent()
+
+    arrows = {(edge.source, edge.target) for edge in get_workflow_representation(Flow).edges}
+    assert arrows >= {
+        ("split", "Item"),
+        ("split", "Part"),
+        ("Item", "join"),
+        ("Part", "join"),
+        ("Part", "collect"),
+    }
