@@ -10,13 +10,15 @@ from functools import partial
 from random import Random
 from typing import Any, Final, NamedTuple, Self
 
-from stepfleet.connected import Before, Connected, check_recorded
+from stepfleet.connected import Before, Connected, Once, check_recorded
 from stepfleet.context import Context
 from stepfleet.core.commit import Answer
 from stepfleet.core.continuation import next_id
 from stepfleet.errors import RunConflictError, RunNotFound
 from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
+from stepfleet.parents import Parent, parent_for
+from stepfleet.planning import cluster_name
 from stepfleet.remote_run import RemoteRun
 from stepfleet.storage.committer import WEIGHT
 from stepfleet.storage.fleet import Fleet
@@ -122,7 +124,7 @@ class Client:
         event = _start_event(workflow, start_event, fields)
         name = self._run_id(run_id)
         run = connected.run(name, target, is_new=run_id is None)
-        await connected.record(target, event, fields, name, before=Before(), once=False)
+        await connected.record(target, event, fields, name, before=Before())
         await connected.announced.warn_unless_served(target.name, name)
         return self._handler(run, workflow)
 
@@ -233,21 +235,42 @@ class Client:
         *,
         run_id: str | None,
         ctx: Context[Any] | None,
-        name: str | None = None,
-        resume: Callable[[str], Awaitable[WorkflowHandler]] | None = None,
     ) -> WorkflowHandler:
         """Start a run without waiting for Redis; what goes wrong is raised where the handler is awaited.
 
         With the context of a run that was cancelled here, it goes on from the work that is left of
-        it.
+        it. Called inside a step of the worker whose runtime this is, it starts a child of the
+        step's run: the same one whenever the step runs again, and it ends with its parent.
         """
+        parent = parent_for(self)
+        name = parent.name_of(workflow) if parent is not None else None
+        return self.submit_as(
+            workflow, start_event, run_id=run_id, ctx=ctx, name=name, parent=parent
+        )
+
+    def submit_as(
+        self,
+        workflow: Workflow,
+        start_event: StartEvent,
+        *,
+        run_id: str | None,
+        ctx: Context[Any] | None,
+        name: str | None,
+        parent: Parent | None,
+        resume: Callable[[str], Awaitable[WorkflowHandler]] | None = None,
+    ) -> WorkflowHandler:
+        """Start a run under the name that its workflow has in keys, as a child of a step if one is given."""
         connected = self.connection()
         target = connected.target(workflow, name=name)
         context: Context[Any] = ctx if ctx is not None else Context(workflow)
         context.refuse_if_running()
-        identity = identity_of(run_id, context, self._fleet.random)
         earlier = context.previous_run
         goes_on = earlier is not None and earlier.was_cancelled
+        identity, once = identity_of(run_id, context, self._fleet.random), Once(self._fleet.token())
+        if parent is not None and not goes_on:
+            type_id, payload = connected.plan(workflow, target.name).codec.encode_event(start_event)
+            child = parent.next_child(cluster_name(workflow), type_id, payload)
+            identity, once = run_id or child, Once(child, parent.run_id)
         before = Before(earlier.run_id if earlier else None, context.initial_values)
 
         async def record() -> None:
@@ -256,7 +279,7 @@ class Client:
                     await connected.resume(earlier.run_id, target, identity)
                 else:
                     await connected.record(
-                        target, start_event, {}, identity, before=before, once=True
+                        target, start_event, {}, identity, before=before, once=once
                     )
             except RunConflictError as error:
                 raise RuntimeError(
@@ -264,7 +287,8 @@ class Client:
                 ) from error
             await connected.announced.warn_unless_served(target.name, identity)
 
-        run = connected.run(identity, target, is_new=not goes_on, started=record())
+        is_new = not goes_on and parent is None
+        run = connected.run(identity, target, is_new=is_new, started=record())
         context.attach(run)
         return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
 

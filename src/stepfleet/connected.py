@@ -20,6 +20,7 @@ from stepfleet.core.cut import Cut
 from stepfleet.core.plan import SYSTEM, Plan, type_name
 from stepfleet.errors import DefinitionError, RunConflictError, WorkflowRuntimeError
 from stepfleet.events import StartEvent
+from stepfleet.parents import outside_of_steps
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
 from stepfleet.remote_run import RemoteRun, values_to_write
 from stepfleet.storage.committer import Committer
@@ -39,6 +40,15 @@ class Before(NamedTuple):
     values: Mapping[str, Any] = {}
 
 
+class Once(NamedTuple):
+    """A start that no other one under its id may repeat, but itself."""
+
+    #: What tells it from others.
+    token: str
+    #: The run whose step starts it; '': nobody's child.
+    parent: str = ""
+
+
 class Target(NamedTuple):
     """A workflow as a caller named it."""
 
@@ -47,6 +57,8 @@ class Target(NamedTuple):
     plan: Plan | None
     instance: Workflow | None
     timeout_ms: int | None
+    #: How many of its runs may go on at once; None: what its workers say, for an instance no limit.
+    limit: int | None = None
 
 
 class Connected:
@@ -75,7 +87,8 @@ class Connected:
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something beside the callers, until it ends or the client is closed."""
-        task = asyncio.get_running_loop().create_task(coroutine)
+        context = outside_of_steps()  # it may outlive the step that begins it
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -105,8 +118,9 @@ class Connected:
         plan = self.plan(workflow, key)
         if isinstance(workflow, type):
             return Target(key, plan, None, None)
-        timeout = options_of(workflow).timeout
-        return Target(key, plan, workflow, -1 if timeout is None else int(timeout * 1000))
+        timeout, limit = options_of(workflow).timeout, options_of(workflow).num_concurrent_runs
+        budget = -1 if timeout is None else int(timeout * 1000)
+        return Target(key, plan, workflow, budget, limit)
 
     def plan(self, workflow: Workflow | type[Workflow], key: str) -> Plan:
         """Return the plan of a workflow under a name; it is made once."""
@@ -126,9 +140,9 @@ class Connected:
         run_id: str,
         *,
         before: Before,
-        once: bool,
+        once: Once | None = None,
     ) -> None:
-        """Record a run; with `once`, a second start under its id is refused even with the same arguments.
+        """Record a run; with `once`, another start under its id is refused even with the same arguments.
 
         Raises:
             RunConflictError: the id belongs to a run with other arguments.
@@ -138,7 +152,7 @@ class Connected:
         definition = await self.definition(target)
         values = await self._initial_values(before, target)
         commit = self.starting(target, definition, event, fields, run_id, values=values, once=once)
-        check_recorded(run_id, await self.committer.commit(commit))
+        check_recorded(run_id, await self.committer.commit(commit), once.parent if once else "")
 
     async def definition(self, target: Target) -> Definition | None:
         """Return what is announced of a workflow, None where its class has to be enough.
@@ -160,7 +174,7 @@ class Connected:
         run_id: str,
         *,
         values: Mapping[str, bytes] = {},
-        once: bool = False,
+        once: Once | None = None,
     ) -> Commit:
         """Return the commit that records a run.
 
@@ -169,6 +183,9 @@ class Connected:
             WorkflowRuntimeError: no step accepts the event.
             EncodeError: the event cannot travel.
         """
+        limit = target.limit
+        if target.instance is None and definition is not None:
+            limit = definition.limit
         if target.plan is not None and event is not None:
             type_id, payload = target.plan.codec.encode_event(event)
             routes: Sequence[Route] = target.plan.accepted_by(type(event))
@@ -189,10 +206,10 @@ class Connected:
             raise WorkflowRuntimeError(
                 f"no step of workflow {target.name} accepts a {type_id} as its start event"
             )
-        nonce = self.fleet.token() if once else ""
-        digest = hashlib.blake2b(
-            f"{target.name}\0{type_id}\0{nonce}".encode() + payload, digest_size=16
-        ).hexdigest()
+        # A child's name in memory is that of an instance, and its re-run parent may have another.
+        who = "" if once and once.parent else f"{target.name}\0{type_id}"
+        text = f"{who}\0{once.token if once else ''}"
+        digest = hashlib.blake2b(text.encode() + payload, digest_size=16).hexdigest()
         return endings.start(
             run_id,
             routes,
@@ -201,6 +218,8 @@ class Connected:
             digest=digest,
             timeout_ms=None if timeout_ms == -1 else timeout_ms,
             values=values,
+            parent=once.parent if once else "",
+            limit=limit,
         )
 
     async def resume(self, earlier: str, target: Target | None, into: str | None = None) -> str:
@@ -327,8 +346,8 @@ class Connected:
         return plan.reading_codec
 
 
-def check_recorded(run_id: str, answer: Answer) -> None:
-    """Pass when a run was recorded.
+def check_recorded(run_id: str, answer: Answer, parent: str = "") -> None:
+    """Pass when a run was recorded; `parent` is the run whose step starts it.
 
     Raises:
         RunConflictError: the id belongs to a run with other arguments.
@@ -338,6 +357,10 @@ def check_recorded(run_id: str, answer: Answer) -> None:
         raise RunConflictError(
             f"run {run_id} exists and was started with other arguments: choose another run_id, "
             "or attach to it with client.handler()"
+        )
+    if answer.word == "over":
+        raise WorkflowRuntimeError(
+            f"run {parent or run_id} has ended: its steps start no runs any more"
         )
     if answer.word != "applied":
         raise WorkflowRuntimeError(

@@ -21,7 +21,8 @@ class RunStatus(NamedTuple):
 
     run_id: str
     workflow: str
-    #: running, completed, failed, cancelled or timed_out.
+    #: queued (it waits for its turn under `num_concurrent_runs`), running, completed, failed, cancelled
+    #: or timed_out.
     status: str
     started: datetime
     ended: datetime | None
@@ -37,6 +38,8 @@ class RunStatus(NamedTuple):
     continues: str | None = None
     #: The run that goes on from this one.
     continued_by: str | None = None
+    #: The run whose step started it.
+    parent: str | None = None
 
 
 class RunPort(RunFace, Protocol):

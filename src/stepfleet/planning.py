@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from inspect import isfunction
+from inspect import Parameter, isfunction, signature
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
@@ -59,25 +59,31 @@ def make_plan(
     registry.reachable(declared)
     if not open_types:
         cls = workflow if isinstance(workflow, type) else type(workflow)
-        for mentioned in _mentioned_types(cls, graph):
+        attributes = () if isinstance(workflow, type) else vars(workflow).values()
+        inner = [type(value) for value in attributes if isinstance(value, Workflow)]
+        for mentioned in _mentioned_types(cls, graph, also=inner):
             if _disturbs_no_name(mentioned, declared, registry):
                 registry.reachable([mentioned])
     return Plan(name, graph, registry, Codec(registry, limits=limits))
 
 
 def _mentioned_types(
-    cls: type[Workflow], graph: Graph, known: frozenset[type] = frozenset()
+    cls: type[Workflow],
+    graph: Graph,
+    *,
+    also: Sequence[type] = (),
+    known: frozenset[type] = frozenset(),
 ) -> list[type]:
     """Return the classes that the code of a workflow names: what its steps may publish, send and raise.
 
     Most of them stand in no annotation, such as the progress events that a step only publishes. Of
-    another workflow that it names, and whose events it may forward, these are the types too.
+    another workflow that it names or has (`also`), and whose events it may forward, these are the types too.
     """
     functions: list[Any] = [spec.function for spec in graph.steps.values()]
     for owner in cls.__mro__:
         if owner is not Workflow and issubclass(owner, Workflow):
             functions += [value for value in vars(owner).values() if isfunction(value)]
-    found = [value for function in functions for value in _named_in(function)]
+    found = [*also, *(value for function in functions for value in _named_in(function))]
     mentioned: list[type] = []
     for value in dict.fromkeys(value for value in found if isinstance(value, type)):
         if not issubclass(value, Workflow):
@@ -86,7 +92,7 @@ def _mentioned_types(
             with suppress(DefinitionError):  # a base class without steps
                 inner = graph_of(value)
                 mentioned += inner.event_types
-                mentioned += _mentioned_types(value, inner, known | {cls, value})
+                mentioned += _mentioned_types(value, inner, known=known | {cls, value})
     return list(dict.fromkeys(mentioned))
 
 
@@ -131,18 +137,25 @@ def definition_of(plan: Plan, workflow: Workflow) -> Definition:
         start=plan.id_of(graph.start_event_class),
         timeout_ms=None if options.timeout is None else int(options.timeout * 1000),
         arguments=arguments_digest(workflow, plan.codec),
+        limit=options.num_concurrent_runs,
     )
 
 
 def arguments_digest(workflow: Workflow, codec: Codec) -> str:
     """Return a digest of the constructor arguments that steps may see; '?' when they are not comparable."""
     args, kwargs = options_of(workflow).constructor_arguments
-    own = {name: value for name, value in kwargs.items() if name not in OWN_ARGUMENTS}
-    if type(workflow).__init__ is Workflow.__init__:
-        args = ()
-    if not args and not own:
+    given = signature(type(workflow).__init__).bind(workflow, *args, **kwargs)
+    # Self is no argument; what goes into **kwargs counts under its own name, as if it were named.
+    (_, *named), rest = given.arguments.items(), given.kwargs
+    own = {
+        name: value for name, value in {**dict(named), **rest}.items() if name not in OWN_ARGUMENTS
+    }
+    for name, parameter in given.signature.parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            own.pop(name, None)
+    if not own:
         return ""
-    described: list[Any] = [list(args), dict(sorted(own.items()))]
+    described: list[Any] = sorted(own.items())
     try:
         return hashlib.blake2b(
             codec.encode_value(described, where="arguments"), digest_size=8

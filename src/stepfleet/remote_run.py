@@ -24,6 +24,7 @@ from stepfleet.errors import (
 )
 from stepfleet.events import Event, RetractedEvent, StopEvent, StreamGapEvent
 from stepfleet.handler import RunStatus
+from stepfleet.parents import current_parent, waiting
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import Ended, PublicRow, RunReader, public_row
@@ -141,7 +142,15 @@ class RemoteRun:
     async def ended(self) -> Ended:
         """Wait for the end and return how the run ended."""
         await self.started()
-        return await self._end.seen()
+        parent, ended = current_parent.get(), self._end.ended
+        if ended is None:
+            with waiting(parent):
+                ended = await self._end.seen()
+            if parent is not None:
+                await parent.goes_on()
+        if parent is not None:
+            parent.saw_end(self.run_id)
+        return ended
 
     async def stop_event(self) -> StopEvent:
         """Wait for the end and return its event, or raise its error."""
@@ -194,6 +203,15 @@ class RemoteRun:
 
     async def events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
         """Give public events behind `after`, up to the first StopEvent."""
+        parent = current_parent.get()
+        with waiting(parent):
+            async with aclosing(self._events(after)) as events:
+                async for event in events:
+                    yield event
+        if parent is not None:
+            await parent.goes_on()
+
+    async def _events(self, after: int | None) -> AsyncGenerator[Event]:
         await self.started()
         await self._services.watcher.ready()
         if after is not None:
@@ -319,7 +337,14 @@ class RemoteRun:
     async def cancel(self, timeout: float) -> None:
         """Cancel the run, if it goes on, and look at its end."""
         await self.started()
-        answer = await self._services.committer.commit(endings.cancelled(self.run_id, self._codec))
+        workflow = self.workflow
+        if not workflow:
+            record = (await self._services.reader.runs([self.run_id]))[0]
+            if record is None:
+                raise not_found(self.run_id)
+            workflow = record.workflow
+        commit = endings.cancelled(self.run_id, workflow, self._codec)
+        answer = await self._services.committer.commit(commit)
         if answer.word != "over":
             self._settled(answer)
         with suppress(TimeoutError):
@@ -339,7 +364,7 @@ class RemoteRun:
         return RunStatus(
             run_id=self.run_id,
             workflow=record.workflow,
-            status=record.status,
+            status="queued" if record.queued else record.status,
             started=_moment(record.started_ms),
             ended=_moment(record.ended_ms) if record.ended_ms else None,
             last_sequence=record.seq or (1 if record.ended_ms else 0),
@@ -348,6 +373,7 @@ class RemoteRun:
             error=str(self._failure(record.error)) if record.status == "failed" else None,
             continues=record.continues,
             continued_by=record.continued,
+            parent=record.parent,
         )
 
     async def _commit(

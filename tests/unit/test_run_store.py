@@ -21,7 +21,7 @@ from stepfleet.storage.scripts import PARTS, script
 GOLDEN = Path(__file__).parents[1] / "golden" / "commit"
 #: Raise it when the arguments of a commit change: workers of two versions run side by side, each
 #: with its own script, so this is about what reviewers see and not about what must stay.
-LAYOUT = 1
+LAYOUT = 2
 
 WORK = Route("Flow", "Work", "work", 4, 0, ("Work",))
 LIMITED = Route("Flow", "Item", "pick", 2, 3, ("Item", "Part"))
@@ -146,6 +146,20 @@ COMMITS: dict[str, list[Commit]] = {
             [c.Unstage(D1, LIMITED, 1)],
             [c.Staged(D1, LIMITED, 1)],
         ),
+    ],
+    "lend": [
+        Commit("run1", c.EffectFence(WORK, "1-0"), [c.Lend(LIMITED, "1-0", D1, 1)]),
+        Commit("run1", c.EffectFence(WORK, "1-0"), [c.Recount(WORK, "1-0", 2)]),
+    ],
+    "belong": [
+        Commit(
+            "root~child",
+            c.NewRunFence("digest", ["status", "running", "parent", "root"]),
+            [c.Place("Flow", 2), c.Join("root"), c.Emit(WORK, ((D1, b"record"),), awaitable=False)],
+            [c.Live("root")],
+        ),
+        Commit("root", c.EntryFence(WORK, "1-0", D1), [c.Leave(("root~child", "root~other"))]),
+        Commit("root~child", c.EntryFence(Route("Flow", "__sys", ""), "5-0", ""), [c.Admit(WORK)]),
     ],
     "ends": [
         Commit("run1", c.OverdueFence(), [c.End("timed_out", b"end", ("reason", "why"))]),

@@ -20,9 +20,19 @@ _CONNECT: Final = (
 )
 #: What looks at runs; inside scripts and outside.
 _READ: Final = (
-    *("exists", "get", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hvals", "llen"),
-    *("lrange", "pttl", "scard", "smembers", "time", "type", "xlen", "xpending", "xrange", "xread"),
-    *("xrevrange", "zcount", "zrange", "zrangebyscore", "zrevrange", "zscan", "zscore"),
+    *("exists", "get", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hvals"),
+    *("lindex", "llen", "lrange", "pttl", "scard", "smembers", "time", "type", "xlen", "xpending"),
+    *(
+        "xrange",
+        "xread",
+        "xrevrange",
+        "zcount",
+        "zrange",
+        "zrangebyscore",
+        "zrevrange",
+        "zscan",
+        "zscore",
+    ),
 )
 #: What commits do. A script may call only what its user may call.
 _COMMIT: Final = (

@@ -116,6 +116,12 @@ class Is(NamedTuple):
     value: str
 
 
+class Live(NamedTuple):
+    """Another run is live."""
+
+    run_id: str
+
+
 class Version(NamedTuple):
     """Nobody appended to or released this buffer since it was read."""
 
@@ -191,6 +197,7 @@ class Withheld(NamedTuple):
 Expectation = (
     Has
     | Is
+    | Live
     | Version
     | Quota
     | Staged
@@ -426,6 +433,51 @@ class Wake(NamedTuple):
     route: Route
 
 
+class Lend(NamedTuple):
+    """Gives the slot of a delivery, and its place under the ceiling, to others while it goes on.
+
+    It counts as delivered `times` from now on.
+    """
+
+    route: Route
+    entry: str
+    delivery: str
+    times: int
+
+
+class Recount(NamedTuple):
+    """Says how often a delivery that goes on counts as delivered."""
+
+    route: Route
+    entry: str
+    times: int
+
+
+class Join(NamedTuple):
+    """Makes the run one of those that belong to another."""
+
+    owner: str
+
+
+class Leave(NamedTuple):
+    """Takes ended runs out of those that belong to the run."""
+
+    runs: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """Takes one of `limit` places of its workflow, or queues the run for one; then what it emits is held."""
+
+    workflow: str
+    limit: int
+
+
+class Admit(NamedTuple):
+    """The run has got its place: what it holds for a step may go."""
+
+    route: Route
+
+
 class Park(NamedTuple):
     """Keeps a delivery of an ended run (it stands alone in its commit)."""
 
@@ -489,6 +541,8 @@ class End(NamedTuple):
     entry: bytes
     fields: tuple[str | bytes, ...] = ()
     parks: bool = False
+    #: Whose places the run may have taken one of; '': that of the fence's entry.
+    workflow: str = ""
 
 
 Word = (
@@ -519,6 +573,12 @@ Word = (
     | Unlock
     | Deadline
     | Wake
+    | Lend
+    | Recount
+    | Join
+    | Leave
+    | Place
+    | Admit
     | Park
     | Save
     | Withdraw

@@ -31,6 +31,7 @@ from stepfleet.core.commit import (
     Located,
     NewRunFence,
     Note,
+    Place,
     Recorded,
     Route,
     SetTimer,
@@ -56,7 +57,9 @@ from stepfleet.wire import (
 )
 
 #: Further keys that a continuation does not take over as they are: it has own ones, or no use for them.
-_NOT_ADOPTED: Final = ("hold:", "stage:", "wait", "inbox", "ops", "store", "lock", "events")
+_NOT_ADOPTED: Final = (
+    *("hold:", "stage:", "wait", "inbox", "ops", "store", "lock", "events", "children"),
+)
 
 
 def origin_of(run_id: str) -> str:
@@ -109,7 +112,9 @@ def continuation(
         WorkflowRuntimeError: work is left for a step that the workflow does not have.
     """
     _check_steps(cut, routes)
-    words: list[Word] = [Write(name, value) for name, value in cut.store.items()]
+    limit = cut.text("limit")
+    words: list[Word] = [Place(workflow, int(limit))] if limit else []
+    words += [Write(name, value) for name, value in cut.store.items()]
     words += [
         Withdraw(_old_route(cut, routes[one.label]), one.entry) for one in cut.pending if one.entry
     ]

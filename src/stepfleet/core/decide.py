@@ -29,6 +29,8 @@ from stepfleet.core.commit import (
     Expectation,
     Forget,
     Is,
+    Leave,
+    Lend,
     Mark,
     Note,
     Publish,
@@ -109,6 +111,12 @@ def readable(delivery: Delivery) -> Delivery:
     if delivery.record.attempt > 0:
         return delivery
     return delivery._replace(record=delivery.record._replace(attempt=1))
+
+
+def lent_words(delivery: Delivery, *, times: int, age_ms: int) -> Sequence[Word]:
+    """Return the words that lend the slot of a step that waits; it counts as delivered `times`."""
+    lend = Lend(delivery.route, delivery.entry, delivery.id, times)
+    return [*_armed(delivery, age_ms), lend]
 
 
 def effects_commit(delivery: Delivery, effects: Iterable[Effect], *, age_ms: int) -> Sequence[Word]:
@@ -288,6 +296,8 @@ def _traces(delivery: Delivery, traces: Traces, *, settles: bool = True) -> list
     if settles and traces.guarded:
         words.append(Forget(delivery.id))
     words += [Unkeep(element) for element in traces.claimed]
+    if traces.ended_runs:
+        words.append(Leave(traces.ended_runs))
     if traces.lock:
         words.append(Unlock(traces.lock))
     return words

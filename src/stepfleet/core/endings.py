@@ -10,9 +10,13 @@ from stepfleet.core.commit import (
     ControlFence,
     End,
     Fence,
+    Join,
+    Live,
     NewRunFence,
     OverdueFence,
+    Place,
     Route,
+    Word,
     Write,
 )
 from stepfleet.core.delivery import Record, delivery_id
@@ -36,10 +40,25 @@ def start(
     timeout_ms: int | None,
     values: Mapping[str, bytes],
     headers: dict[str, str] | None = None,
+    parent: str = "",
+    limit: int | None = None,
 ) -> Commit:
-    """Return the commit that makes a run: its record, its first deliveries, its first store values."""
+    """Return the commit that makes a run: its record, its first deliveries, its first store values.
+
+    Args:
+        run_id: its id.
+        routes: where its start event goes.
+        type_id: of the start event.
+        payload: of the start event.
+        digest: what makes a start the same as another one.
+        timeout_ms: its budget; None: no end.
+        values: first values of its store.
+        headers: trace headers.
+        parent: the run whose step starts it; it must be live, and its end is the end of this one.
+        limit: how many limited runs of the workflow go on at once; beyond that it is queued.
+    """
     record = encode_record(Record(run_id, type_id, payload, headers=headers))
-    fields = ["status", "running", "workflow", routes[0].workflow]
+    fields: list[str] = ["status", "running", "workflow", routes[0].workflow]
     if timeout_ms is not None:
         # The budget; the first execution of the run turns it into a deadline.
         fields += ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
@@ -47,35 +66,55 @@ def start(
         arrival(route, delivery_id(run_id, route.step, "start", 0), record, awaitable=False)
         for route in routes
     ]
-    writes = [Write(name, value) for name, value in values.items()]
-    return Commit(run_id, NewRunFence(digest, fields), [*writes, *emits])
+    words: list[Word] = [] if limit is None else [Place(routes[0].workflow, limit)]
+    words += [Write(name, value) for name, value in values.items()]
+    if not parent:
+        return Commit(run_id, NewRunFence(digest, fields), [*words, *emits])
+    fields += ["parent", parent]
+    return Commit(
+        run_id, NewRunFence(digest, fields), [*words, Join(parent), *emits], [Live(parent)]
+    )
 
 
-def cancelled(run_id: str, codec: Codec) -> Commit:
-    """Return the commit that cancels a live run and keeps its pending work."""
-    return _ended(run_id, ControlFence(), "cancelled", WorkflowCancelledEvent(), codec, parks=True)
+def cancelled(run_id: str, workflow: str, codec: Codec) -> Commit:
+    """Return the commit that cancels a live run of a workflow and keeps its pending work."""
+    event = WorkflowCancelledEvent()
+    return _ended(run_id, workflow, ControlFence(), "cancelled", event, codec, parks=True)
 
 
 def timed_out(
-    run_id: str, timeout: float, active_steps: Sequence[str], waiting: str, codec: Codec
+    run_id: str,
+    workflow: str,
+    timeout: float,
+    active_steps: Sequence[str],
+    waiting: str,
+    codec: Codec,
 ) -> Commit:
     """Return the commit that ends a run whose deadline passed; `waiting` says what it was waiting for."""
     event = WorkflowTimedOutEvent(timeout=timeout, active_steps=list(active_steps))
-    return _ended(run_id, OverdueFence(), "timed_out", event, codec, fields=("reason", waiting))
+    fields = ("reason", waiting)
+    return _ended(run_id, workflow, OverdueFence(), "timed_out", event, codec, fields=fields)
 
 
 def failed(
-    run_id: str, step: str, error: Exception, codec: Codec, *, fence: Fence | None = None
+    run_id: str,
+    workflow: str,
+    step: str,
+    error: Exception,
+    codec: Codec,
+    *,
+    fence: Fence | None = None,
 ) -> Commit:
     """Return the commit that ends a live run in an error that no step raised."""
     event = WorkflowFailedEvent(step_name=step, exception=error)
     fields = ("error", codec.encode_error(error), "step", step)
     fence = fence or ControlFence()
-    return _ended(run_id, fence, "failed", event, codec, parks=True, fields=fields)
+    return _ended(run_id, workflow, fence, "failed", event, codec, parks=True, fields=fields)
 
 
 def _ended(
     run_id: str,
+    workflow: str,
     fence: Fence,
     status: str,
     event: StopEvent,
@@ -85,7 +124,7 @@ def _ended(
     fields: tuple[str | bytes, ...] = (),
 ) -> Commit:
     entry = encode_public(PublicEntry("end", *codec.encode_event(event)))
-    return Commit(run_id, fence, [End(status, entry, fields, parks)])
+    return Commit(run_id, fence, [End(status, entry, fields, parks, workflow)])
 
 
 def what_it_waits_for(
@@ -103,11 +142,14 @@ def what_it_waits_for(
     active: list[str] = []
     reasons: list[str] = []
     for where in pending.values():
-        kind, *rest = where.split(" ")
+        kind, *rest = where.removesuffix(" lent").split(" ")
+        is_lent = where.endswith(" lent")
         label = rest[-1] if rest else ""
         step = label.partition(":")[2] or label
         if kind == "stream" and step:
             active.append(step)
+            if is_lent:
+                reasons.append(f"step {step} waits for another run")
         elif kind == "waiting":
             reasons.append(f"step {step} waits for an event of type {rest[0]}")
         elif kind == "timer":

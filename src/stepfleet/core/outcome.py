@@ -67,6 +67,8 @@ class Traces:
     execution: str = ""
     #: Inbox elements that answered its waits.
     claimed: tuple[bytes, ...] = ()
+    #: Runs that it started and saw end.
+    ended_runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from stepfleet.codec import Limits
 from stepfleet.context import Context
 from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
+from stepfleet.parents import outside_of_steps, parent_for
 from stepfleet.planning import cluster_name
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
@@ -184,17 +185,19 @@ class MemoryRuntime:
         Raises:
             RuntimeError: a run with this id is live.
         """
-        if run_id is not None and check_run_id(run_id) in self._live:
+        parent = parent_for(self)
+        if run_id is not None and check_run_id(run_id) in self._live and parent is None:
             raise RuntimeError(f"Workflow run with run_id '{run_id}' already exists.")
         if ctx is not None:
             ctx.refuse_if_running()
         serving = self._served(workflow)
-        handler = self.client.submit(
+        handler = self.client.submit_as(
             workflow,
             start_event,
             run_id=run_id,
             ctx=ctx,
             name=serving.name,
+            parent=parent,
             resume=partial(self._resume, workflow),
         )
         serving.runs += 1
@@ -231,7 +234,7 @@ class MemoryRuntime:
                 runtime=self,
             )
             task = asyncio.get_running_loop().create_task(
-                worker.run(), name=f"stepfleet-memory-{name}"
+                worker.run(), name=f"stepfleet-memory-{name}", context=outside_of_steps()
             )
             serving = self._serving[id(workflow)] = _Serving(name, number, worker, task)
         return serving

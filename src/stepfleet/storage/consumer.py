@@ -19,11 +19,12 @@ BY_THEMSELVES: Final = 8
 
 
 class Alarm(NamedTuple):
-    """A system entry: a place under a step's ceiling was kept for this run."""
+    """A system entry: a place was kept for this run, under a step's ceiling or a limit on runs."""
 
     run_id: str
     route: Route
     entry: str
+    #: '': the limit is on runs.
     step: str
 
 

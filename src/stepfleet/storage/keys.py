@@ -76,6 +76,11 @@ class Keys:
         """Hash: places of a step that are reserved for runs being woken; `:queue` (list) beside it."""
         return f"{self.tag}:lim:{workflow}:{step}"
 
+    def places(self, workflow: str) -> tuple[str, str]:
+        """Set of the live runs that have a place under a limit on runs, and list of those that wait for one."""
+        key = f"{self.tag}:runs:{workflow}"
+        return key, f"{key}:queue"
+
     # -- of a run: all expire `retention` after its end
     # ---------------------------------------------
 
@@ -147,6 +152,10 @@ class Keys:
     def parked(self, run_id: str) -> str:
         """Hash, delivery -> stream label and record: work kept when the run was cancelled or dead-lettered."""
         return f"{self._run}{run_id}:parked"
+
+    def children(self, run_id: str) -> str:
+        """Set of the runs that its steps started and that may go on; they end with it."""
+        return f"{self._run}{run_id}:children"
 
     def further(self, run_id: str) -> str:
         """Set of the run's keys that the end cannot name; the janitor expires them."""

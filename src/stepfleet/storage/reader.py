@@ -38,9 +38,12 @@ class RunRecord(NamedTuple):
     entry: PublicEntry | None
     error: bytes | None
     step: str | None
-    #: The run that this one goes on from, and the one that goes on from it.
+    #: It waits for its turn under a limit on runs.
+    queued: bool
+    #: The run that this one goes on from, the one that goes on from it, and the one whose step started it.
     continues: str | None
     continued: str | None
+    parent: str | None
 
     def how_it_ended(self) -> Ended:
         """Return how the run ended."""
@@ -66,6 +69,8 @@ class Announcement(NamedTuple):
     seq: int = 0
     #: The run's last public entry, if it is short.
     entry: bytes | None = None
+    #: Runs belong to it that may go on.
+    is_parent: bool = False
 
     def ended(self) -> Ended | None:
         """Return how the run ended, None where its record has to be read for it.
@@ -112,6 +117,8 @@ class Definition(NamedTuple):
     #: Digest of the constructor arguments of the workers' instance; '' when they cannot be
     #: compared.
     arguments: str
+    #: How many of its runs go on at once; None: no limit.
+    limit: int | None = None
 
 
 class RunReader:
@@ -140,6 +147,8 @@ class RunReader:
             "step",
             "continues",
             "continued",
+            "parent",
+            "admitted",
         )
         replies = await self.link.calls(
             [("HMGET", self.keys.run(run_id), *fields) for run_id in run_ids]
@@ -292,14 +301,30 @@ class RunReader:
         reply = await self.link.call("XREAD", "COUNT", 1000, "STREAMS", self.keys.ends, after)
         return [announcement(row) for _, rows in reply or () for row in rows]
 
+    async def children(self, run_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Return (run, workflow) of the live runs that belong to ended ones."""
+        sets = await self.link.calls([("SMEMBERS", self.keys.children(run)) for run in run_ids])
+        members = [cast("list[bytes]", one) for one in sets if isinstance(one, list)]
+        names = [name.decode() for one in members for name in one]
+        records = await self.link.calls(
+            [("HMGET", self.keys.run(name), "status", "workflow") for name in names]
+        )
+        found = zip(names, records, strict=True)
+        return [
+            (name, (record[1] or b"").decode())
+            for name, record in found
+            if not isinstance(record, Exception) and record[0] == b"running"
+        ]
+
 
 def announcement(row: Sequence[Any]) -> Announcement:
     """Return an entry of the stream of ended runs."""
     entry, fields = row
     run_id, status = fields[1].decode(), fields[3].decode()
-    if len(fields) < 8:
-        return Announcement(entry.decode(), run_id, status)
-    return Announcement(entry.decode(), run_id, status, int(fields[5]), fields[7])
+    is_parent = b"j" in fields[4::2]
+    if b"e" not in fields[4::2]:
+        return Announcement(entry.decode(), run_id, status, is_parent=is_parent)
+    return Announcement(entry.decode(), run_id, status, int(fields[5]), fields[7], is_parent)
 
 
 def public_row(row: Sequence[Any]) -> PublicRow:
@@ -327,6 +352,7 @@ def encode_definition(definition: Definition) -> bytes:
             definition.start,
             definition.timeout_ms,
             definition.arguments,
+            definition.limit,
         ]
     )
 
@@ -341,11 +367,11 @@ def decode_definition(data: bytes) -> Definition:
     fields = cast("list[Any]", unpacked) if isinstance(unpacked, list) else []
     if not fields or fields[0] != 1:
         raise DecodeError("the definition of a workflow was written by a newer version", data)
-    _, digest, routes, start, timeout_ms, arguments = fields
+    _, digest, routes, start, timeout_ms, arguments, *more = fields
     by_type = {
         name: tuple(route_of(route, data) for route in rows) for name, rows in routes.items()
     }
-    return Definition(digest, by_type, start, timeout_ms, arguments)
+    return Definition(digest, by_type, start, timeout_ms, arguments, *more)
 
 
 def _gathered(element: bytes) -> tuple[str, bytes]:
@@ -370,7 +396,8 @@ def _run_record(reply: Any) -> RunRecord | None:
         decode_public(entry) if entry else None,
         error,
         step.decode() if step else None,
-        *(run_id.decode() if run_id else None for run_id in others),
+        status == b"running" and others[3] == b"0",
+        *(run_id.decode() if run_id else None for run_id in others[:3]),
     )
 
 

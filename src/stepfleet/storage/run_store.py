@@ -93,6 +93,8 @@ class Packing:
         self._row_args: list[Arg] = []
         self._args: list[Arg] = []
         self.run_id = ""
+        #: Workflow of the entry at hand.
+        self.workflow = ""
 
     def arguments(self) -> tuple[list[str], list[Arg]]:
         """Return KEYS and ARGV."""
@@ -104,6 +106,7 @@ class Packing:
         args = self._args
         start = len(args)
         run_id = self.run_id = commit.run_id
+        self.workflow = ""
         keys = self.keys
         args += (
             0,
@@ -183,6 +186,7 @@ _Writer = Callable[[Packing, list[Arg], Any], None]
 
 
 def _entry_fence(p: Packing, args: list[Arg], f: c.EntryFence) -> None:
+    p.workflow = f.route.workflow
     args += ("entry", p.stream(f.route), f.entry, f.delivery, p.hold(f.route))
 
 
@@ -225,6 +229,10 @@ def _has(p: Packing, args: list[Arg], e: c.Has) -> None:
 
 def _is(p: Packing, args: list[Arg], e: c.Is) -> None:
     args += ("is", e.field, e.value)
+
+
+def _live(p: Packing, args: list[Arg], e: c.Live) -> None:
+    args += ("live", p.key(p.keys.run(e.run_id)))
 
 
 def _version(p: Packing, args: list[Arg], e: c.Version) -> None:
@@ -443,6 +451,33 @@ def _wake(p: Packing, args: list[Arg], w: c.Wake) -> None:
     args += ("wake", p.stream(w.route), p.hold(w.route))
 
 
+def _lend(p: Packing, args: list[Arg], w: c.Lend) -> None:
+    args += ("lend", p.stream(w.route), w.entry, w.delivery, p.hold(w.route), w.times)
+
+
+def _recount(p: Packing, args: list[Arg], w: c.Recount) -> None:
+    args += ("recount", p.stream(w.route), w.entry, w.times)
+
+
+def _join(p: Packing, args: list[Arg], w: c.Join) -> None:
+    keys = p.keys
+    args += ("join", p.key(keys.children(w.owner)))
+    args += (p.key(keys.run(w.owner)), p.key(keys.further(w.owner)))
+
+
+def _leave(p: Packing, args: list[Arg], w: c.Leave) -> None:
+    args += ("leave", p.key(p.keys.children(p.run_id)), len(w.runs), *w.runs)
+
+
+def _place(p: Packing, args: list[Arg], w: c.Place) -> None:
+    places, queue = p.keys.places(w.workflow)
+    args += ("place", p.key(places), p.key(queue), w.limit)
+
+
+def _admit(p: Packing, args: list[Arg], w: c.Admit) -> None:
+    args += ("admit", p.stream(w.route), p.hold(w.route))
+
+
 def _park(p: Packing, args: list[Arg], w: c.Park) -> None:
     args += ("park", p.key(p.keys.parked(p.run_id)), p.stream(w.route), w.entry)
 
@@ -489,6 +524,7 @@ def _end(p: Packing, args: list[Arg], w: c.End) -> None:
         p.key(keys.ended),
         p.key(keys.ends),
         p.key(keys.tidy),
+        *_places(p, w.workflow or p.workflow),
         int(bounds.retention.total_seconds() * 1000),
         bounds.ends_limit,
         int(w.parks),
@@ -496,6 +532,13 @@ def _end(p: Packing, args: list[Arg], w: c.End) -> None:
         len(w.fields),
         *w.fields,
     )
+
+
+def _places(p: Packing, workflow: str) -> tuple[int, int, int]:
+    if not workflow:
+        return 0, 0, 0
+    places, queue = p.keys.places(workflow)
+    return p.key(places), p.key(queue), p.key(p.keys.stream(workflow, SYSTEM, ""))
 
 
 _FENCES: dict[type[Any], _Writer] = {
@@ -512,6 +555,7 @@ _FENCES: dict[type[Any], _Writer] = {
 _EXPECTATIONS: dict[type[Any], _Writer] = {
     c.Has: _has,
     c.Is: _is,
+    c.Live: _live,
     c.Version: _version,
     c.Quota: _quota,
     c.Staged: _staged,
@@ -552,6 +596,12 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Unlock: _unlock,
     c.Deadline: _deadline,
     c.Wake: _wake,
+    c.Lend: _lend,
+    c.Recount: _recount,
+    c.Join: _join,
+    c.Leave: _leave,
+    c.Place: _place,
+    c.Admit: _admit,
     c.Park: _park,
     c.Save: _save,
     c.Withdraw: _withdraw,

@@ -116,6 +116,8 @@ class Execution:
         self.token = token
         self._open_store = open_store
         self._store: StateStore[Any] | None = None
+        #: Runs that the step awaited to their end.
+        self.ended_runs: list[str] = []
         self.known = known
         #: An execution of this attempt before this one may have had effects.
         self.repeated = (
@@ -438,6 +440,7 @@ class Execution:
             age_ms=age_ms,
             execution=self.token,
             claimed=tuple(self._claimed),
+            ended_runs=tuple(self.ended_runs),
         )
 
     def _refuse_if_ended(self, what: str) -> None:

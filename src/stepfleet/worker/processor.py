@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from stepfleet.core import endings
 from stepfleet.core.commit import (
+    Admit,
     Answer,
     Commit,
     ControlFence,
@@ -29,6 +30,7 @@ from stepfleet.core.commit import (
     Is,
     Note,
     Park,
+    Recount,
     Route,
     Save,
     SetTimer,
@@ -37,7 +39,7 @@ from stepfleet.core.commit import (
     Wake,
     Word,
 )
-from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, readable
+from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
 from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
@@ -51,6 +53,7 @@ from stepfleet.errors import (
 )
 from stepfleet.graph import StepSpec
 from stepfleet.instrumentation import step_log_context
+from stepfleet.parents import current_parent
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
 from stepfleet.storage.fleet import Fleet
@@ -65,6 +68,7 @@ from stepfleet.worker.execution import (
     Known,
     is_answer,
 )
+from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime
@@ -93,6 +97,10 @@ class Held:
     in_line: asyncio.Future[None] | None = None
     execution: Execution | None = None
     armed: bool = False
+    #: Runs as the only suspect.
+    alone: bool = False
+    #: Waits or has waited for another run: others may have its slot.
+    lent: bool = False
     #: Why it was cancelled: 'over', 'gone' or 'drain'.
     cancelled: str = ""
 
@@ -136,6 +144,8 @@ class Processor:
         self._held: dict[tuple[Route, str], Held] = {}
         self._in_line: deque[Held] = deque()
         self._running = 0
+        #: Owned deliveries that wait, or have waited, for another run.
+        self._lent = 0
         self._alone = asyncio.Lock()
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._process = fleet.random.randbytes(3).hex()
@@ -160,10 +170,10 @@ class Processor:
 
         A place is free as soon as its step has returned: the next one is read and runs while the commit of the
         one before is under way. While more of them are on their way to Redis than may run, nothing is read: it
-        is slow or away.
+        is slow or away. Steps that wait for another run do not count.
         """
         taken = self._running + len(self._in_line)
-        if len(self._held) - taken > self._concurrency:
+        if len(self._held) - self._lent - taken > self._concurrency:
             return 0
         return max(0, self._concurrency - taken)
 
@@ -180,7 +190,9 @@ class Processor:
     @property
     def suspects(self) -> int:
         """Owned deliveries that were lost more than once."""
-        return sum(held.delivery.deliveries >= SUSPECT for held in self._held.values())
+        return sum(
+            held.delivery.deliveries >= SUSPECT and not held.lent for held in self._held.values()
+        )
 
     # -- arrivals ----------------------------------------------------------------------------------
 
@@ -249,6 +261,7 @@ class Processor:
         key = (held.delivery.route, held.delivery.entry)
         if self._held.get(key) is held:
             del self._held[key]
+        self._lent -= held.lent
         self._give_place(held)
         self._tell_of_capacity()
         if not self._held:
@@ -260,10 +273,9 @@ class Processor:
         delivery = held.delivery
         try:
             if delivery.deliveries >= SUSPECT:
-                async with self._alone:
-                    await self._settle(held)
-            else:
-                await self._settle(held)
+                await self._alone.acquire()
+                held.alone = True
+            await self._settle(held)
         except asyncio.CancelledError:
             if held.execution is not None:
                 held.execution.end(f"the delivery was given up ({held.cancelled})")
@@ -280,6 +292,7 @@ class Processor:
                 delivery.route.step,
             )
         finally:
+            self._leave_alone(held)
             self._release(held)
 
     async def _settle(self, held: Held) -> None:
@@ -366,6 +379,7 @@ class Processor:
             return Failed(error=error)
         execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
+        current_parent.set(self._parent(held, execution))
         with _step_log_context(delivery):
             outcome = await run_step(
                 execution, served.instance, executor=self._executor, clock=self._clock
@@ -535,6 +549,51 @@ class Processor:
                 logger.warning("another worker took this delivery, its execution here ends")
         self._abandon(held, "gone" if answer.word == "gone" else "over")
 
+    def _parent(self, held: Held, execution: Execution) -> StepParent:
+        return StepParent(
+            execution.delivery,
+            self._runtime,
+            {name: served.instance for name, served in self._served.items()},
+            lend=lambda: self._lend(held),
+            go_on=lambda: self._go_on(held),
+            saw_end=execution.ended_runs.append,
+        )
+
+    def _lend(self, held: Held) -> None:
+        """Give the slot and the place of a step that waits for a run to others, for good."""
+        delivery, first = held.delivery, not held.lent
+        if first:
+            held.lent = True
+            self._lent += 1
+        self._leave_alone(held)
+        self._give_place(held)
+        if self.free:
+            self.capacity.set()
+        if not first and delivery.deliveries == 1:
+            return
+        if held.execution is not None:
+            self._flush(held.execution)
+        held.armed = True
+        # Whoever dies meanwhile is not killed by this step, so what counts against it is forgotten.
+        words = lent_words(delivery, times=1, age_ms=self._age_ms(held))
+        commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
+        self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
+
+    async def _go_on(self, held: Held) -> None:
+        """Let what counted against a step before it waited count again."""
+        delivery = held.delivery
+        if delivery.deliveries == 1:
+            return
+        recount = Recount(delivery.route, delivery.entry, delivery.deliveries)
+        fence = EffectFence(delivery.route, delivery.entry)
+        answer = await self._committer.commit(Commit(delivery.run_id, fence, [recount]))
+        self._effect_answered(held, answer)
+
+    def _leave_alone(self, held: Held) -> None:
+        if held.alone:
+            held.alone = False
+            self._alone.release()
+
     def _age_ms(self, held: Held) -> int:
         return int((self._clock.steady() - held.started) * 1000)
 
@@ -609,6 +668,12 @@ class Processor:
 
     def _wake(self, alarm: Alarm) -> None:
         served = self._served.get(alarm.route.workflow)
+        if served is not None and not alarm.step:
+            routes = {route.step: route for route in served.plan.routes}
+            fence = EntryFence(alarm.route, alarm.entry, "")
+            admits = [Admit(route) for route in routes.values()]
+            self._committer.put(Commit(alarm.run_id, fence, admits), _ignored)
+            return
         route = (
             next((r for r in served.plan.routes if r.step == alarm.step), None) if served else None
         )
@@ -651,7 +716,8 @@ class Processor:
                 if isinstance(answer, Answer) and answer.word == "over":
                     self._committer.put(Commit(arrival.run_id, ControlFence(), [kept]), _ignored)
 
-            failed = endings.failed(arrival.run_id, step, error, served.plan.codec)
+            plan = served.plan
+            failed = endings.failed(arrival.run_id, plan.workflow, step, error, plan.codec)
             self._committer.put(failed._replace(words=[*failed.words, kept]), ended)
 
     def _put_back(self, arrival: Unreadable) -> None:

@@ -120,7 +120,7 @@ def _refused(delivery: Delivery, plan: Plan, event: Event, step: str) -> Commit:
     """Return the commit that ends a run because a caller sent a step what it cannot take."""
     fence = EntryFence(delivery.route, delivery.entry, delivery.id)
     error = cannot_join(event, step)
-    return endings.failed(delivery.run_id, step, error, plan.codec, fence=fence)
+    return endings.failed(delivery.run_id, plan.workflow, step, error, plan.codec, fence=fence)
 
 
 def answered(waiter: Waiter, answer: list[object]) -> list[Word]:

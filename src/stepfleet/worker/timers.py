@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, cast
 
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core import endings
@@ -114,9 +115,12 @@ async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, co
     except StoreRefused as error:
         active, waiting = [], f"what it waits for cannot be read: {error}"
     # A pipeline, since a record of a wrong type is no reason to stop here: the commit finds it too.
-    (timeout,) = await reader.link.calls([("HGET", reader.keys.run(run_id), "timeout")])
-    seconds = int(timeout) / 1000 if isinstance(timeout, bytes) else 0.0
-    answer = await committer.commit(endings.timed_out(run_id, seconds, active, waiting, codec))
+    (found,) = await reader.link.calls([("HMGET", reader.keys.run(run_id), "timeout", "workflow")])
+    timeout, name = cast("list[Any]", found) if isinstance(found, list) else (None, None)
+    seconds = int(timeout) / 1000 if timeout else 0.0
+    workflow = (name or b"").decode()
+    ended = endings.timed_out(run_id, workflow, seconds, active, waiting, codec)
+    answer = await committer.commit(ended)
     if answer.word == "broken":
         # It cannot be ended, and would be overdue for ever.
         await reader.link.call("ZREM", reader.keys.live, run_id)

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from random import Random
 from typing import Any, Final, cast
 
+from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.core import endings
 from stepfleet.core.commit import Route
 from stepfleet.core.plan import Plan
 from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
@@ -31,6 +33,8 @@ logger = logging.getLogger("stepfleet.worker")
 
 #: Seconds between looks at ended runs, long-running steps and due timers.
 TICK: Final = 0.5
+#: Seconds within which the children of an ended run are ended.
+TIDY_WITHIN: Final = 0.3
 #: Seconds between two rounds of the janitor.
 JANITOR: Final = 60.0
 #: Ended runs whose keys are expired at once.
@@ -92,6 +96,8 @@ class Worker:
         self._stop = asyncio.Event()
         self._limit_passed = asyncio.Event()
         self._sweep_now = asyncio.Event()
+        self._children_left = asyncio.Event()
+        self._codec = Codec(TypeRegistry())
         self._timer_changed = asyncio.Event()
         self._finished_reads = 0
         self._reclaim_is_due = False
@@ -239,6 +245,7 @@ class Worker:
             tick=self._tick_loop(),
             timers=self._timer_loop(),
             sweep=self._sweep_loop(),
+            orphans=self._orphan_loop(),
         )
 
     def _start(self, **loops: Coroutine[Any, Any, None]) -> None:
@@ -331,6 +338,8 @@ class Worker:
                     self._processor.runs_ended({one.run_id for one in told if one.run_id})
                 if any(one.status == RETURNED for one in told):
                     self._sweep_now.set()
+                if any(one.is_parent for one in told):
+                    self._children_left.set()
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
@@ -348,6 +357,20 @@ class Worker:
                 await outage.pause(error)
                 continue
             await asyncio.sleep(min(TICK, until) if until is not None else TICK)
+
+    async def _orphan_loop(self) -> None:
+        """End the children of ended runs soon; the next sweep would find them as well."""
+        outage = Outage("ending child runs", self._fleet.random)
+        while True:
+            await self._children_left.wait()
+            self._children_left.clear()
+            # Every worker was told: those behind the first find nothing to do.
+            await asyncio.sleep(self._fleet.random.uniform(0, TIDY_WITHIN))
+            try:
+                await self.tidy()
+                outage.over()
+            except StoreError as error:
+                await outage.pause(error)
 
     async def _sweep_loop(self) -> None:
         sweep, last_clean, outage = (
@@ -428,6 +451,13 @@ class Worker:
                 asked += [("SMEMBERS", keys.further(run_id)), ("PTTL", keys.run(run_id))]
             replies = await self._calls.calls(asked)
             told: list[tuple[Arg, ...]] = []
+            await self._end_children(
+                [
+                    run_id
+                    for run_id, further in zip(runs, replies[::2], strict=True)
+                    if isinstance(further, list) and keys.children(run_id).encode() in further
+                ]
+            )
             for raw, run_id, further, left in zip(
                 ended, runs, replies[::2], replies[1::2], strict=True
             ):
@@ -437,6 +467,14 @@ class Worker:
                     names = [*cast("list[bytes]", further), keys.further(run_id)]
                     told += [("PEXPIRE", name, max(left, 1)) for name in names]
             await self._calls.calls(told)
+
+    async def _end_children(self, run_ids: Sequence[str]) -> None:
+        """Cancel what belongs to ended runs; each of these is tidied in its turn, with its own children."""
+        live = await self._reader.children(run_ids)
+        cancels = [endings.cancelled(name, workflow, self._codec) for name, workflow in live]
+        for answer in await asyncio.gather(*map(self._committer.commit, cancels)):
+            if answer.word == "broken":
+                logger.error("a child run cannot be ended, a key of it has a wrong type")
 
     async def _rise(self) -> None:
         """Go on under a new name: others have buried this one and took its work."""
@@ -466,6 +504,7 @@ class Worker:
             read=self._read_loop(),
             timers=self._timer_loop(),
             sweep=self._sweep_loop(),
+            orphans=self._orphan_loop(),
         )
 
     # -- the end -----------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ local group, consumer, streams = A[1], A[2], A[3] + 0
 local STREAM, LABEL, SLOT, LIMIT = {}, {}, {}, {}
 local CEILING, GAUGE, QUEUE, ALARM, SIBLINGS = {}, {}, {}, {}, {}
 local run, open, keys, run_id     -- of the commit at hand
-local fields                      -- its run's status, deadline, number of open waiters and, of an entry, slot counter
+local fields                      -- its run's status, deadline, number of open waiters, `admitted` and, of an entry,
+                                  -- number of lent slots, slot counter
+local closed                      -- its run waits for admission: whatever it emits is held
+local lent                        -- its entry gave its slot away before
 local opened                      -- field, value, ... to write to `open` at its end
 local diverted                    -- its last event went to the waiters' stream only
 local missing                     -- events that a buffer still lacks after its append
@@ -13,7 +16,7 @@ local appends                     -- what its expectations allow it to append, i
 local asked                       -- buffer that gets its first event -> type, quota, ... that complete it
 local waiting                     -- hold list -> its length, where it matters
 local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
-local sizes                       -- hash -> its number of fields before this commit
+local sizes                       -- hash or set -> its number of members before this commit
 local born                        -- deliveries that it added since it began to count
 local pending                     -- scope -> deliveries pending in it before this commit, false: no such scope
 local deletions = {}              -- stream -> entry ids, deleted in bulk at the end: XDEL alone costs twice as much

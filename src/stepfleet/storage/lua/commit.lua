@@ -45,19 +45,20 @@ end
 
 local function read_run(kind, at)
   if kind == 'entry' then
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', SLOT[A[at] + 0])
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'lent', SLOT[A[at] + 0])
   elseif kind == 'new' or kind == 'stray' then
     fields = {}
     return true
   else
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting')
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted')
   end
+  closed = fields[4] == '0'
   return fields[1] == 'running'
 end
 
 local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
-  opened, diverted, missing, appends, asked = {}, false, nil, {}, {}
+  opened, diverted, missing, appends, asked, closed, lent = {}, false, nil, {}, {}, false, false
   waiting, wanted, sizes, born, pending = {}, {}, {}, 0, {}
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)

@@ -30,7 +30,7 @@ end
 
 for x = 1, #open, 2 do
   local delivery, where = open[x], open[x + 1]
-  local entry, label = string.match(where, '^stream (%S+) (%S+)$')
+  local entry, label = string.match(where, '^stream (%S+) (%S+)')
   -- A timer is named after what it is for.
   local why, number = string.match(where, '^timer (%S+) (%S+) %S+$')
   if entry then add_entry(delivery, label, entry) end

@@ -36,6 +36,11 @@ local EXPECT = {
     end
     return next_
   end,
+  -- record of another run: it is live
+  live = function(j)
+    if rc('HGET', K[A[j] + 0], 'status') ~= 'running' then return j + 1, 'over' end
+    return j + 1
+  end,
   -- name, buffer, list, version: nobody appended or released since
   version = function(j)
     local version = version_of(K[A[j + 1] + 0])

@@ -14,11 +14,15 @@ end
 
 local function acknowledge(s, entry)
   occupy(s, -1)
+  return_place(s, entry)
   rc('XACK', STREAM[s], group, entry)
   local list = deletions[STREAM[s]]
   if list then list[#list + 1] = entry else deletions[STREAM[s]] = { entry } end
   vacate(s)
 end
+
+-- Whether a delivery gave its slot away.
+local function is_lent(did) return string.sub(rc('HGET', open, did) or '', -5) == ' lent' end
 
 local function nothing() end
 
@@ -31,13 +35,18 @@ local FENCE = {
     prove = mine_or_gone,
     check = function(j)
       local hold = A[j + 3] + 0
-      if hold > 0 and (fields[4] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
+      lent = hold > 0 and (fields[5] or '0') ~= '0' and is_lent(A[j + 2])
+      if hold > 0 and not lent and (fields[6] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
     end,
     settle = function(j)
       local s, hold = A[j] + 0, A[j + 3] + 0
       rc('HDEL', open, A[j + 2])
       acknowledge(s, A[j + 1])
-      if hold > 0 then refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1)) end
+      if lent then
+        rc('HINCRBY', run, 'lent', -1)
+      elseif hold > 0 then
+        refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1))
+      end
     end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   },

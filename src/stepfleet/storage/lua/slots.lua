@@ -1,13 +1,15 @@
 -- slots.lua (part of commit.lua): how many deliveries of a step may be in its streams, and the list of those that wait.
 --
--- The slot counter of a run counts what is in the streams plus what is held. Over all runs nothing is counted: the
--- places taken are the lengths of the step's streams plus the places reserved for runs that are being woken.
+-- The slot counter of a run counts what is in the streams plus what is held, without those that lent their slot. Over
+-- all runs nothing is counted: the places taken are the lengths of the step's streams plus the places reserved for runs
+-- that are being woken, without those that were lent.
 
 -- One commit moves at most this many deliveries into streams (5 us each); those beyond wait for the next slot to be
 -- given back, so that a step with thousands of slots does not block Redis.
 local MOST = 256
 
 local busy = {}                   -- gauge -> places taken, once this call needs to know
+local lending = {}                -- gauge -> places lent, the same
 
 -- Read phase: a new key can be registered.
 local function can_register()
@@ -44,14 +46,18 @@ local function room(s, hold, k)
   -- A run that is being made has none.
   local n = wanted[slot] or (fields[1] and rc('HGET', run, slot) or 0) + 0
   wanted[slot] = n + k
-  if n + k > LIMIT[s] or CEILING[s] > 0 then can_register() end
-  if (n > 0 or k > LIMIT[s] or CEILING[s] > 0) and not waiting[list] then waiting[list] = rc('LLEN', list) end
+  if n + k > LIMIT[s] or CEILING[s] > 0 or closed then can_register() end
+  if (n > 0 or k > LIMIT[s] or CEILING[s] > 0 or closed) and not waiting[list] then
+    waiting[list] = rc('LLEN', list)
+  end
 end
 
 local function places(s)
   local gauge = GAUGE[s]
   if not busy[gauge] then
-    local n = (rc('HGET', gauge, 'reserved') or 0) + 0
+    local counts = rc('HMGET', gauge, 'reserved', 'lent')
+    lending[gauge] = (counts[2] or 0) + 0
+    local n = (counts[1] or 0) - lending[gauge]
     for _, stream in ipairs(SIBLINGS[s]) do n = n + rc('XLEN', stream) - #(deletions[stream] or {}) end
     busy[gauge] = n
   end
@@ -66,6 +72,20 @@ end
 local function reserve(s, by)
   occupy(s, by)
   if CEILING[s] > 0 then rc('HINCRBY', GAUGE[s], 'reserved', by) end
+end
+
+-- An entry gives its place under the ceiling to others while it stays in its stream, and what that means at its end.
+local function lend_place(s, entry)
+  if CEILING[s] == 0 or rc('HSETNX', GAUGE[s], 'lent:' .. LABEL[s] .. ':' .. entry, 1) == 0 then return end
+  occupy(s, -1)
+  lending[GAUGE[s]] = rc('HINCRBY', GAUGE[s], 'lent', 1)
+end
+
+local function return_place(s, entry)
+  if CEILING[s] == 0 or lending[GAUGE[s]] == 0 then return end
+  if rc('HDEL', GAUGE[s], 'lent:' .. LABEL[s] .. ':' .. entry) == 0 then return end
+  lending[GAUGE[s]] = rc('HINCRBY', GAUGE[s], 'lent', -1)
+  occupy(s, 1)
 end
 
 -- Whether one more fits under the ceiling over all runs; else this run is queued, once, for a place that gets free.
@@ -119,7 +139,7 @@ end
 local function refill(s, hold, n)
   local left = waiting[hold] or 0
   local free = math.min(LIMIT[s] - (n - left), MOST)
-  while left > 0 and free > 0 and admitted(s) do
+  while not closed and left > 0 and free > 0 and admitted(s) do
     local did, label, record = parts(rc('LPOP', hold))
     enter(s, label, did, record)
     left, free = left - 1, free - 1
@@ -138,7 +158,7 @@ local function emit(s, hold, k, j, from)
   local list, values = K[hold], {}
   local n = rc('HINCRBY', run, SLOT[s], k)
   local queue = (waiting[list] or 0) > 0
-  local free = queue and 0 or math.min(LIMIT[s] - n + k, MOST)
+  local free = (queue or closed) and 0 or math.min(LIMIT[s] - n + k, MOST)
   for x = j, j + 2 * k - 2, 2 do
     if free > 0 and admitted(s) then
       enter(s, LABEL[s], from[x], from[x + 1])

@@ -17,6 +17,18 @@ end
 -- per step of a three-step chain. Every program that waits for any run gets it, so it is short.
 local SHORT = 512
 
+-- This run leaves the set of places or the queue for them; whoever waits longest gets what is free, and an alarm.
+local function give_up_place(set, queue, alarms)
+  if rc('SREM', set, run_id) == 0 then rc('LREM', queue, 1, rc('HGET', run, 'limit') .. ' ' .. run_id) end
+  while true do
+    local limit, next_ = string.match(rc('LINDEX', queue, 0) or '', '^(%d+) (.+)$')
+    if not limit or rc('SCARD', set) >= limit + 0 then return end
+    rc('LPOP', queue)
+    rc('SADD', set, next_)
+    rc('XADD', alarms, '*', 'r', next_, 'i', '', 'w', '')
+  end
+end
+
 local function write_opened()
   if #opened > 0 then write_all('HSET', open, opened) end
   opened = {}
@@ -230,6 +242,56 @@ local WORD = {
       opened[#opened + 1] = A[j + 1]
     end,
   },
+  -- stream, entry, delivery, hold list, times: it goes on without its slot and its place, as one that Redis has
+  -- delivered so often
+  lend = {
+    size = 5,
+    check = function(j)
+      lent = is_lent(A[j + 2])
+      if not lent then waiting[key_at(j + 3)] = rc('LLEN', key_at(j + 3)) end
+    end,
+    write = function(j)
+      local s, entry = A[j] + 0, A[j + 1]
+      rc('XCLAIM', STREAM[s], group, consumer, 0, entry, 'RETRYCOUNT', A[j + 4], 'JUSTID')
+      if lent then return end
+      rc('HSET', open, A[j + 2], 'stream ' .. entry .. ' ' .. LABEL[s] .. ' lent')
+      rc('HINCRBY', run, 'lent', 1)
+      refill(s, key_at(j + 3), rc('HINCRBY', run, SLOT[s], -1))
+      if CEILING[s] > 0 then
+        places(s)
+        lend_place(s, entry)
+        vacate(s)
+      end
+    end,
+  },
+  -- stream, entry, times: so often has Redis delivered it
+  recount = {
+    size = 3,
+    write = function(j)
+      local s = A[j] + 0
+      rc('XCLAIM', STREAM[s], group, consumer, 0, A[j + 1], 'RETRYCOUNT', A[j + 2], 'JUSTID')
+    end,
+  },
+  -- set, record of the run that owns it, its keys: this run belongs to it
+  join = {
+    size = 3,
+    check = function(j)
+      for _, key in ipairs({ key_at(j), key_at(j + 2) }) do sizes[key] = rc('SCARD', key) end
+    end,
+    write = function(j)
+      rc('SADD', key_at(j), run_id)
+      if sizes[key_at(j)] == 0 then
+        rc('SADD', key_at(j + 2), key_at(j))
+        rc('HSET', key_at(j + 1), 'further', 1, 'joined', 1)
+      end
+    end,
+  },
+  -- set, n, n members: they belong to it no more
+  leave = {
+    size = 2, n = 1, each = 1,
+    check = function(j) rc('SCARD', key_at(j)) end,
+    write = function(j) rc('SREM', key_at(j), unpack(A, j + 2, j + 1 + A[j + 1])) end,
+  },
   -- hash, field, value: a stored value; versions never come again, not even behind a removal
   write = {
     size = 3,
@@ -275,6 +337,32 @@ local WORD = {
         refill(s, key_at(j + 1), (rc('HGET', run, SLOT[s]) or 0) + 0)
       end
       vacate(s)
+    end,
+  },
+  -- set, queue, how many: this run takes a place in the set, or waits in the queue and holds what it emits until then
+  place = {
+    size = 3,
+    check = function(j)
+      closed = rc('SCARD', key_at(j)) >= A[j + 2] + 0
+      closed = rc('LLEN', key_at(j + 1)) > 0 or closed
+    end,
+    write = function(j)
+      if closed then
+        rc('RPUSH', key_at(j + 1), A[j + 2] .. ' ' .. run_id)
+      else
+        rc('SADD', key_at(j), run_id)
+      end
+      rc('HSET', run, 'limit', A[j + 2], 'admitted', closed and 0 or 1)
+    end,
+  },
+  -- stream, hold list: this run has got its place, and what it holds may go
+  admit = {
+    size = 2,
+    check = function(j) waiting[key_at(j + 1)] = rc('LLEN', key_at(j + 1)) end,
+    write = function(j)
+      closed = false
+      rc('HSET', run, 'admitted', 1)
+      refill(A[j] + 0, key_at(j + 1), (rc('HGET', run, SLOT[A[j] + 0]) or 0) + 0)
     end,
   },
   -- hash, stream, entry: a delivery of an ended run is kept as long as its run
@@ -330,29 +418,37 @@ local WORD = {
       rc('XADD', key_at(j), 'MAXLEN', '~', A[j + 1], '*', unpack(A, j + 3, j + 2 + A[j + 2]))
     end,
   },
-  -- status, events, live, ended, ends, tidy, retention in ms, ends kept, keep pending work (0 or 1), entry, n, n fields
+  -- status, events, live, ended, ends, tidy, set and queue of places, stream for the alarms of the queue (0: not
+  -- known), retention in ms, ends kept, keep pending work (0 or 1), entry, n, n fields
   ['end'] = {
-    size = 11, n = 10, each = 1,
-    check = function(j) rc('XLEN', key_at(j + 1)) end,
+    size = 14, n = 13, each = 1,
+    check = function(j)
+      rc('XLEN', key_at(j + 1))
+      if fields[4] then
+        rc('SCARD', key_at(j + 6))
+        rc('LLEN', key_at(j + 7))
+        rc('XLEN', key_at(j + 8))
+      end
+    end,
     write = function(j)
-      local retention = A[j + 6]
-      local more = rc('HMGET', run, 'seq', 'further')
-      local seq, entry = (more[1] or 0) + 1, A[j + 9]
+      local retention = A[j + 9]
+      local more = rc('HMGET', run, 'seq', 'further', 'joined')
+      local seq, entry = (more[1] or 0) + 1, A[j + 12]
       -- First what needs no memory: a full Redis lets runs end.
       rc('ZREM', key_at(j + 2), run_id)
-      rc('HSET', run, 'status', A[j], 'ended', now_ms(), 'parks', A[j + 8], 'entry', entry,
-        unpack(A, j + 11, j + 10 + A[j + 10]))
+      rc('HSET', run, 'status', A[j], 'ended', now_ms(), 'parks', A[j + 11], 'entry', entry,
+        unpack(A, j + 14, j + 13 + A[j + 13]))
       rc('ZADD', key_at(j + 3), now_ms(), run_id)
-      if #entry > SHORT then
-        rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 7], '*', 'r', run_id, 's', A[j])
-      else
-        rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 7], '*', 'r', run_id, 's', A[j], 'q', seq, 'e', entry)
-      end
+      local told = { 'r', run_id, 's', A[j] }
+      if #entry <= SHORT then told = { 'r', run_id, 's', A[j], 'q', seq, 'e', entry } end
+      if more[3] then told[#told + 1], told[#told + 2] = 'j', 1 end
+      rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 10], '*', unpack(told))
       if more[1] then
         publish(key_at(j + 1), '1000000', entry)
         rc('PEXPIRE', key_at(j + 1), retention)
       end
       if more[2] then rc('RPUSH', key_at(j + 5), run_id) end
+      if fields[4] then give_up_place(key_at(j + 6), key_at(j + 7), key_at(j + 8)) end
       write_opened()
       rc('PEXPIRE', run, retention)
       rc('PEXPIRE', open, retention)
