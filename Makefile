@@ -16,12 +16,16 @@ VENV := .venv/.installed
 VENV_DOCS := .venv/.installed-docs
 VENV_REDIS5 := .venv-redis5/.installed
 
+# What `make simulate` runs.
+SEEDS ?= 1000
+START ?= 0
+
 # Scripts are checked as Redis sees them: put together from their parts.
 ASSEMBLE_LUA := import pathlib; from stepfleet.storage.scripts import PARTS, script; \
   out = pathlib.Path(".lua-check"); out.mkdir(exist_ok=True); \
   [(out / f"{name}.lua").write_text(script(name).source) for name in PARTS]
 
-.PHONY: help demo test test-all features test-redis5 check check-lua fmt bench docs clean
+.PHONY: help demo test test-all features test-redis5 simulate check check-lua fmt bench docs clean
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -41,6 +45,10 @@ features: $(VENV) ## the features of the programming model in all places, and th
 	.venv/bin/pytest $(PYTEST_ARGS) tests/model
 	.venv/bin/pytest -n 0 -p tests.model.on_the_model --confcutdir tests/model tests/model
 	.venv/bin/python -m tests.model.table
+
+simulate: $(VENV) ## seeded simulations of a fleet under faults: SEEDS=1000, SEED=n with its trace, MUTANTS=1
+	PYTHONPATH=. .venv/bin/python -m tests.simulation $(if $(MUTANTS),--mutants,$(if $(SEED),--seed $(SEED),\
+	  --seeds $(SEEDS) --start $(START)))
 
 check: $(VENV) check-lua ## lint, format, types, layers, Lua, spelling
 	.venv/bin/ruff check .

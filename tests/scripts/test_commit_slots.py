@@ -252,3 +252,14 @@ def test_the_stage_of_a_run_that_ends_meanwhile_expires_with_it(rig: Rig) -> Non
     further = rig.client.smembers(rig.keys.further(run_id))
     assert rig.keys.stage(run_id, did("a"), "narrow").encode() in further
     assert rig.client.lrange(rig.keys.tidy, 0, -1) == [run_id.encode()]
+
+
+def test_what_comes_back_from_a_timer_and_finds_no_slot_is_no_longer_open(rig: Rig) -> None:
+    run_id = rig.start(emit(NARROW, "a"))
+    first = rig.take(NARROW)
+    words = [SetTimer(f"{run_id}/a", 0, b"data"), Note(did("a"), "timer back-off")]
+    rig.apply(settle(first, *words))
+    rig.apply(Commit(run_id, ControlFence(), [emit(NARROW, "b", "c")]))
+    rig.apply(due(run_id, f"{run_id}/a", emit(NARROW, "a", awaitable=False)))
+    assert rig.held(run_id, "narrow") == ["a"]
+    assert rig.open(run_id) == {"b": "stream", "c": "stream"}

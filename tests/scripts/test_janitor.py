@@ -6,11 +6,12 @@ from stepfleet.storage.keys import GROUP
 from tests.scripts.rig import WIDE, Rig, emit, settle
 
 HOUR_MS = 3_600_000
+LEASE_MS = 15_000
 
 
 def clean(rig: Rig, *, age_ms: int = -1, retention_ms: int = HOUR_MS) -> int:
     keys = [rig.keys.leases, rig.keys.workers, rig.keys.ended, rig.stream(WIDE), "nothing"]
-    return rig.script("janitor", keys, [GROUP, age_ms, retention_ms])
+    return rig.script("janitor", keys, [GROUP, age_ms, retention_ms, LEASE_MS])
 
 
 def consumers(rig: Rig) -> set[str]:
@@ -54,6 +55,20 @@ def test_a_consumer_with_pending_rows_stays_and_so_does_its_lease(rig: Rig) -> N
     assert clean(rig) == 0
     assert rig.pending(WIDE, "dead") == {entry.entry: 1}
     assert leases(rig) == {"dead": 1}
+
+
+def test_a_consumer_with_pending_rows_and_no_lease_gets_one_to_come_back_or_be_reclaimed(
+    rig: Rig,
+) -> None:
+    """Its last read arrived behind its hand-back: without a lease nobody would look at it."""
+    rig.start(emit(WIDE, "a"))
+    rig.take(WIDE, "gone")
+    before = rig.now_ms()
+    clean(rig)
+    ends = leases(rig)["gone"]
+    assert before + LEASE_MS <= ends <= rig.now_ms() + LEASE_MS
+    clean(rig)
+    assert leases(rig) == {"gone": ends}
 
 
 def test_those_to_whom_work_was_handed_back_stay(rig: Rig) -> None:

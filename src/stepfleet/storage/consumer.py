@@ -177,11 +177,13 @@ class Consumer:
             await self._calls.script(script("hand_back"), keys, [GROUP, self.consumer, *args])
         )
 
-    async def clean(self, *, tombstone_ms: int, retention_ms: int) -> int:
+    async def clean(self, *, tombstone_ms: int, retention_ms: int, lease_ms: int) -> int:
         """Remove what only dead workers left."""
         keys = [self._keys.leases, self._keys.workers, self._keys.ended, *self._streams]
         return int(
-            await self._calls.script(script("janitor"), keys, [GROUP, tombstone_ms, retention_ms])
+            await self._calls.script(
+                script("janitor"), keys, [GROUP, tombstone_ms, retention_ms, lease_ms]
+            )
         )
 
     def _taken(self, rows: Sequence[Any]) -> list[Arrival]:

@@ -203,9 +203,13 @@ class Worker:
         Raises:
             ConnectionLost, StoreRefused: Redis cannot be used at the start.
         """
-        await self._announce()
-        await self._heartbeat.start()
-        await self._consumer.create_groups()
+        try:
+            await self._announce()
+            await self._heartbeat.start()
+            await self._consumer.create_groups()
+        except BaseException:
+            await self._close()
+            raise
         self._start_loops()
         logger.info(
             "worker is ready: consumer=%s workflows=%s concurrency=%s",
@@ -396,7 +400,11 @@ class Worker:
                 if self._fleet.clock.steady() - last_clean > JANITOR:
                     last_clean = self._fleet.clock.steady()
                     retention_ms = int(self._fleet.bounds.retention.total_seconds() * 1000)
-                    await self._consumer.clean(tombstone_ms=TOMBSTONE_MS, retention_ms=retention_ms)
+                    await self._consumer.clean(
+                        tombstone_ms=TOMBSTONE_MS,
+                        retention_ms=retention_ms,
+                        lease_ms=int(self._heartbeat.lease * 1000),
+                    )
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
@@ -461,11 +469,12 @@ class Worker:
             for raw, run_id, further, left in zip(
                 ended, runs, replies[::2], replies[1::2], strict=True
             ):
-                told.append(("LREM", keys.tidy, 1, raw))
                 # A run without an expiry is live: its id was used again after the retention.
                 if isinstance(further, list) and isinstance(left, int) and left != -1:
                     names = [*cast("list[bytes]", further), keys.further(run_id)]
                     told += [("PEXPIRE", name, max(left, 1)) for name in names]
+                # Last: what is cut off on its way is done again, by whoever looks next.
+                told.append(("LREM", keys.tidy, 1, raw))
             await self._calls.calls(told)
 
     async def _end_children(self, run_ids: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ local emitting = {
     local guard, inbox, s, hold, k = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0, A[j + 4] + 0
     diverted = inbox > 0 and awaited(type_of(s))
     if diverted then s, hold = inbox, 0 end
-    if guard == 0 then return emit(s, hold, k, j + 5) end
+    if guard == 0 then return emit(s, hold, k, j + 5, A, inbox == 0) end
     for x = j + 5, j + 3 + 2 * k, 2 do
       if first_time(guard, A[x]) then emit(s, hold, 1, x) end
     end

@@ -1,9 +1,10 @@
 -- janitor.lua: removes what only the dead left: consumers without work, leases, tombstones, old ended runs.
 --
 -- KEYS  leases, workers, ended runs, then streams.
--- ARGV  group, age in ms after which the dead are forgotten (tombstones: 24 times that), retention in ms.
+-- ARGV  group, age in ms after which the dead are forgotten (tombstones: 24 times that), retention in ms, lease in ms.
 -- Returns how many consumers were removed.
--- Invariant: a consumer with pending rows stays (XGROUP DELCONSUMER would lose them for good), and so does its lease.
+-- Invariant: a consumer with pending rows stays (XGROUP DELCONSUMER would lose them for good), and so does its lease;
+-- without one, nobody would ever look at these rows.
 
 local leases, group, age, removed = KEYS[1], ARGV[1], ARGV[2] + 0, 0
 local busy = {}                   -- consumers with pending rows
@@ -22,6 +23,10 @@ for s = 4, #KEYS do
       for i = 1, #row, 2 do about[row[i]] = row[i + 1] end
       if about.pending + 0 > 0 then
         busy[about.name] = true
+        -- A read that arrives behind the hand-back, or a lease that Redis lost: the owner has one lease to come back.
+        if about.name ~= 'returned' then
+          rc('ZADD', leases, 'NX', string.format('%.0f', now_ms() + ARGV[4]), about.name)
+        end
       elseif about.name ~= 'returned' and about.idle + 0 > age and dead(about.name) then
         rc('XGROUP', 'DELCONSUMER', KEYS[s], group, about.name)
         removed = removed + 1

@@ -148,8 +148,8 @@ local function refill(s, hold, n)
 end
 
 -- k deliveries (id, record) from value j on: to the stream while slots are free and nobody waits, else to the hold
--- list.
-local function emit(s, hold, k, j, from)
+-- list. `back`: they come back from a timer or a waiter, of which `open` still tells.
+local function emit(s, hold, k, j, from, back)
   from, born = from or A, born + k
   if LIMIT[s] == 0 then
     for x = j, j + 2 * k - 2, 2 do enter(s, LABEL[s], from[x], from[x + 1]) end
@@ -166,6 +166,7 @@ local function emit(s, hold, k, j, from)
     else
       free = 0
       values[#values + 1] = held(s, from[x], from[x + 1])
+      if back then rc('HDEL', open, from[x]) end
     end
   end
   if #values > 0 then hold_back(list, values) end

@@ -1,0 +1,88 @@
+"""What a worker leaves behind when it is cut off in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from stepfleet.embedded.memory import memory_fleet
+from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.storage.link import Link
+from stepfleet.worker.worker import Worker
+
+
+class Cut:
+    """A connection that is lost in the middle of a pipeline."""
+
+    def __init__(self, link: Link, carried_out: int) -> None:
+        self._link = link
+        self._left = carried_out
+
+    async def call(self, *command: Any, **more: Any) -> Any:
+        return await self._link.call(*command, **more)
+
+    async def calls(self, commands: Sequence[tuple[Any, ...]], **more: Any) -> list[Any]:
+        replies: list[Any] = []
+        for command in commands:
+            if self._left == 0:
+                raise ConnectionLost("reset")
+            if command[0] in ("LREM", "PEXPIRE"):
+                self._left -= 1
+            replies.append(await self._link.call(*command))
+        return replies
+
+
+@pytest.mark.parametrize("carried_out", [0, 1, 2, 3, 4])
+async def test_every_key_of_an_ended_run_gets_its_expiry_wherever_a_worker_is_cut_off(
+    carried_out: int,
+) -> None:
+    fleet = memory_fleet()
+    keys, link = fleet.keys, fleet.link("test")
+    further = [keys.store("r"), keys.inbox("r")]
+    for key in (keys.run("r"), *further):
+        await link.call("SET", key, "x")
+    await link.call("PEXPIRE", keys.run("r"), 60_000)
+    await link.call("SADD", keys.further("r"), *further)
+    await link.call("RPUSH", keys.tidy, "r")
+    cut = Worker(replace(fleet, link=cast(Any, lambda _: Cut(link, carried_out))), {})
+    if carried_out < 4:
+        with pytest.raises(ConnectionLost):
+            await cut.tidy()
+    else:
+        await cut.tidy()
+    await Worker(fleet, {}).tidy()
+    left = [await link.call("PTTL", key) for key in (*further, keys.further("r"))]
+    assert all(0 < ttl <= 60_000 for ttl in left), left
+    assert await link.call("LLEN", keys.tidy) == 0
+
+
+class Refusing:
+    """A connection to a Redis that does not allow groups."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._announced = False
+
+    async def script(self, *args: Any) -> Any:
+        return await self._link.script(*args)
+
+    async def calls(self, commands: Sequence[tuple[Any, ...]], **more: Any) -> list[Any]:
+        if self._announced:
+            return [StoreRefused("NOPERM")]
+        self._announced = True
+        return []
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+async def test_a_worker_that_cannot_start_renews_no_lease() -> None:
+    fleet = memory_fleet()
+    worker = Worker(replace(fleet, link=cast(Any, lambda name: Refusing(fleet.link(name)))), {})
+    with pytest.raises(StoreRefused):
+        await worker.run()
+    assert [task.get_name() for task in asyncio.all_tasks() if "heartbeat" in task.get_name()] == []
