@@ -231,7 +231,7 @@ class Client:
     def submit(
         self,
         workflow: Workflow,
-        start_event: StartEvent,
+        start_event: StartEvent | None,
         *,
         run_id: str | None,
         ctx: Context[Any] | None,
@@ -251,7 +251,7 @@ class Client:
     def submit_as(
         self,
         workflow: Workflow,
-        start_event: StartEvent,
+        start_event: StartEvent | None,
         *,
         run_id: str | None,
         ctx: Context[Any] | None,
@@ -265,9 +265,10 @@ class Client:
         context: Context[Any] = ctx if ctx is not None else Context(workflow)
         context.refuse_if_running()
         earlier = context.previous_run
+        snapshot = context.snapshot
         goes_on = earlier is not None and earlier.was_cancelled
         identity, once = identity_of(run_id, context, self._fleet.random), Once(self._fleet.token())
-        if parent is not None and not goes_on:
+        if parent is not None and start_event is not None:
             type_id, payload = connected.plan(workflow, target.name).codec.encode_event(start_event)
             child = parent.next_child(cluster_name(workflow), type_id, payload)
             identity, once = run_id or child, Once(child, parent.run_id)
@@ -275,7 +276,10 @@ class Client:
 
         async def record() -> None:
             try:
-                if earlier is not None and goes_on:
+                if snapshot is not None and snapshot.is_running and target.plan is not None:
+                    values = context.initial_values
+                    await connected.revive(snapshot, values, target, target.plan, identity)
+                elif earlier is not None and goes_on:
                     await connected.resume(earlier.run_id, target, identity)
                 else:
                     await connected.record(

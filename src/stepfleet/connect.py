@@ -18,7 +18,7 @@ from stepfleet.settings import Settings, check_redis_url, resolve_redis_url
 from stepfleet.storage.beat import beat_caller
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
-from stepfleet.storage.link import Link, connector
+from stepfleet.storage.link import REPLY_TIMEOUT, Link, connector
 from stepfleet.storage.run_store import Bounds
 from stepfleet.workflow import Runtime
 
@@ -41,6 +41,7 @@ def fleet_of(url: str, settings: Settings) -> Fleet:
     return Fleet(
         keys=Keys(settings.namespace),
         link=lambda name: Link(connect, name=f"stepfleet-{name}"),
+        call_now=lambda: beat_caller(url, timeout=REPLY_TIMEOUT),
         beat_call=lambda: beat_caller(url, timeout=settings.lease.total_seconds() / 3),
         bounds=Bounds(retention=settings.retention, stream_limit=settings.stream_limit),
         limits=limits,

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 from stepfleet.announced import Announced, AnnouncedRouting, PlannedRouting
 from stepfleet.awaited import Awaited
 from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.context.snapshot import Snapshot
 from stepfleet.core import endings
 from stepfleet.core.commit import Answer, Commit, Route
-from stepfleet.core.continuation import check_continuable, continuation, next_id
+from stepfleet.core.continuation import check_continuable, continuation, next_id, revival
 from stepfleet.core.cut import Cut
 from stepfleet.core.plan import SYSTEM, Plan, type_name
 from stepfleet.errors import DefinitionError, RunConflictError, WorkflowRuntimeError
@@ -23,8 +24,11 @@ from stepfleet.events import StartEvent
 from stepfleet.parents import outside_of_steps
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
 from stepfleet.remote_run import RemoteRun, values_to_write
+from stepfleet.snapshots import cut_of
 from stepfleet.storage.committer import Committer
-from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.cutting import cut_of as cut_of_reply
+from stepfleet.storage.cutting import reading
+from stepfleet.storage.fleet import BeatCall, Fleet
 from stepfleet.storage.reader import Announcement, Definition, RunReader
 from stepfleet.storage.run_store import RunStore
 from stepfleet.storage.watcher import Watcher
@@ -80,6 +84,7 @@ class Connected:
             fleet.link("client-watch"), self.reader, fleet.keys, on_end=self._told
         )
         self.awaited = Awaited(self.reader, self.spawn, hearing=self.watcher.ready)
+        self._call_now: BeatCall | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._plans: dict[tuple[Any, str], Plan] = {}
         self.spawn(self.committer.run())
@@ -222,6 +227,19 @@ class Connected:
             limit=limit,
         )
 
+    def cut_now(self, run_id: str) -> Cut:
+        """Return everything that is recorded of a run; blocks the event loop until Redis answers.
+
+        Raises:
+            ConnectionLost, StoreRefused: as `Link.call`.
+        """
+        if self._call_now is None:
+            if self.fleet.call_now is None:
+                raise WorkflowRuntimeError("this fleet has no connection that can be waited for")
+            self._call_now = self.fleet.call_now()
+        script, keys, args = reading(self.fleet.keys, run_id, contents=True)
+        return cut_of_reply(run_id, self._call_now(script, keys, list(args)))
+
     async def resume(self, earlier: str, target: Target | None, into: str | None = None) -> str:
         """Record the one continuation of a run that was cancelled or dead-lettered; return its id.
 
@@ -257,6 +275,34 @@ class Connected:
                     f"run {earlier} does not go on: {answer.word} {answer.detail}".rstrip()
                 )
             # Workers were still putting its work aside.
+
+    async def revive(
+        self,
+        snapshot: Snapshot,
+        values: Mapping[str, Any],
+        target: Target,
+        plan: Plan,
+        run_id: str,
+    ) -> None:
+        """Record a run that goes on from the pending work of a snapshot.
+
+        Raises:
+            RunConflictError: the id is taken.
+            ContextSerdeError, WorkflowRuntimeError: the workflow cannot go on from that work.
+            EncodeError, StoreError: a value cannot travel; Redis does not take it.
+        """
+        cut = cut_of(snapshot, plan, run_id)
+        routes, timeout_ms = await self._streams(target.name, target, cut)
+        commit = revival(
+            cut,
+            run_id,
+            target.name,
+            routes,
+            digest=self.fleet.token(),
+            values=values_to_write(values, plan.codec),
+            timeout_ms=timeout_ms,
+        )
+        check_recorded(run_id, await self.committer.commit(commit))
 
     async def _streams(
         self, name: str, target: Target | None, cut: Cut
@@ -335,6 +381,7 @@ class Connected:
             if plan is None
             else PlannedRouting(plan),
             state_type=plan.graph.state_type if plan is not None else None,
+            steps=tuple(plan.graph.steps) if plan is not None else (),
             started=started,
         )
 

@@ -11,8 +11,10 @@ from typing import Any, Final, Protocol, TypeVar
 
 from stepfleet.awaited import Ending, not_found
 from stepfleet.codec import Codec
+from stepfleet.context import BaseSerializer
 from stepfleet.core import endings
 from stepfleet.core.commit import Answer, Commit, Expectation, OperationFence, Route, Word
+from stepfleet.core.cut import Cut
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import arrival
 from stepfleet.errors import (
@@ -25,6 +27,7 @@ from stepfleet.errors import (
 from stepfleet.events import Event, RetractedEvent, StopEvent, StreamGapEvent
 from stepfleet.handler import RunStatus
 from stepfleet.parents import current_parent, waiting
+from stepfleet.snapshots import dictionary_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import Ended, PublicRow, RunReader, public_row
@@ -50,6 +53,10 @@ class Services(Protocol):
     committer: Committer
     reader: RunReader
     watcher: Watcher
+
+    def cut_now(self, run_id: str) -> Cut:
+        """Return everything that is recorded of a run, without waiting in the event loop."""
+        ...
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something beside the callers, until the client is closed."""
@@ -91,6 +98,7 @@ class RemoteRun:
         codec: Codec,
         routing: Routing,
         state_type: Any,
+        steps: Sequence[str] = (),
         started: Coroutine[Any, Any, None] | None = None,
     ) -> None:
         self._services = services
@@ -98,6 +106,8 @@ class RemoteRun:
         self._routing = routing
         self.run_id = run_id
         self.workflow = workflow
+        self._steps = steps
+        self._state_type = state_type
         self.last_sequence = 0
         self._end = end
         self._start: asyncio.Task[None] | None = None
@@ -133,6 +143,30 @@ class RemoteRun:
     def was_cancelled(self) -> bool:
         """Whether its end was seen here, and was a cancellation: its pending work is kept."""
         return self._end.ended is not None and self._end.ended.status == "cancelled"
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether its start was seen here."""
+        return self._start is None or (self._start.done() and not _failed(self._start))
+
+    def to_dict(self, serializer: BaseSerializer, *, include_state: bool) -> dict[str, Any]:
+        """Return a consistent cut through the run as the dictionary of a context.
+
+        Raises:
+            ValueError: a value of the state cannot be written. RunNotFound: its retention passed.
+            ConnectionLost: Redis is away.
+        """
+        cut = self._services.cut_now(self.run_id)
+        if not cut.record:
+            raise not_found(self.run_id)
+        return dictionary_of(
+            cut,
+            self._steps,
+            codec=self._codec,
+            serializer=serializer,
+            state_type=self._state_type,
+            include_state=include_state,
+        )
 
     async def started(self) -> None:
         """Wait until the run is recorded."""

@@ -47,12 +47,12 @@ class Runtime(Protocol):
     def submit(
         self,
         workflow: Workflow,
-        start_event: StartEvent,
+        start_event: StartEvent | None,
         *,
         run_id: str | None,
         ctx: Context[Any] | None,
     ) -> WorkflowHandler:
-        """Start a run without blocking and returns its handler."""
+        """Start a run without blocking and returns its handler; no start event: it goes on from `ctx`."""
         ...
 
 
@@ -203,6 +203,18 @@ class Workflow:
         """Every event type that a step accepts or returns."""
         return list(graph_of(self).event_types)
 
+    @classmethod
+    def step_names(cls) -> tuple[str, ...]:
+        """Return the names of the steps."""
+        return tuple(cls._collected_steps())
+
+    @classmethod
+    def travelling_types(cls) -> tuple[type, ...]:
+        """Return the classes that a snapshot of a run may name: events, state, and those declared."""
+        graph = graph_of(cls)
+        state = (graph.state_type,) if graph.state_type is not None else ()
+        return (*graph.event_types, *state, *cls._declared_types, StartEvent, StopEvent)
+
     @property
     def serializer(self) -> Any:
         """The serializer given to the constructor."""
@@ -263,7 +275,9 @@ class Workflow:
     ) -> WorkflowHandler:
         """Start a run, from a start event or from the fields of one, and returns its handler.
 
-        `run_id=` names the run.
+        `run_id=` names the run. With the context of a run that was cancelled, or one that was read
+        from a dictionary of a run that went on, the run goes on from there: a start event and its
+        fields are not used.
 
         Raises:
             RuntimeError: when no event loop is running.
@@ -274,7 +288,14 @@ class Workflow:
         asyncio.get_running_loop()
         run_id: str | None = kwargs.pop("run_id", None)
         self.require_valid()
-        event = self.start_event_of(start_event, kwargs)
+        event = None
+        if ctx is None or not ctx.goes_on:
+            event = self.start_event_of(start_event, kwargs)
+        elif start_event is not None or kwargs:
+            logger.warning(
+                "arguments of run() are not used: the run goes on from its context workflow=%s",
+                type(self).__name__,
+            )
         return self.runtime.submit(self, event, run_id=run_id, ctx=ctx)
 
     # -- old forms -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stepfleet.context import Context
+from stepfleet.context import BaseSerializer, Context
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.retry_policy import RetryInfo
@@ -36,6 +36,13 @@ class Run:
     @property
     def was_cancelled(self) -> bool:
         return False
+
+    @property
+    def is_recorded(self) -> bool:
+        return True
+
+    def to_dict(self, serializer: BaseSerializer, *, include_state: bool) -> dict[str, Any]:
+        return {"serializer": serializer, "include_state": include_state}
 
 
 class Step:

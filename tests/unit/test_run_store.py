@@ -177,6 +177,8 @@ COMMITS: dict[str, list[Commit]] = {
                 c.Withdraw(WORK, "1-0"),
                 c.LetGo("run1", LIMITED, 2),
                 c.Adopt("run1", "buf:join:default"),
+                c.Fill("buf:join:other", {"version": b"1", "n:A": b"2"}),
+                c.Pile("buf:join:other:events", (b"a", b"b")),
                 c.Expunge(D1, "p1:a"),
                 c.Succeed("run1"),
             ],

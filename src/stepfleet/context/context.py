@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from stepfleet.context.old_forms import OldForms
+from stepfleet.context.serializers import BaseSerializer, JsonSerializer
+from stepfleet.context.snapshot import Snapshot, compose, read, state_of
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.retry_policy import RetryInfo
@@ -87,6 +89,15 @@ class RunFace(Protocol):
         ...
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether the start of the run was seen here."""
+        ...
+
+    def to_dict(self, serializer: BaseSerializer, *, include_state: bool) -> dict[str, Any]:
+        """Return a consistent cut through the run as a dictionary."""
+        ...
+
+    @property
     def was_cancelled(self) -> bool:
         """Whether that end was a cancellation: its pending work is kept."""
         ...
@@ -103,12 +114,39 @@ class Context(OldForms, Generic[StateT]):
     run into the next.
     """
 
-    def __init__(self, workflow: Any = None) -> None:
+    def __init__(
+        self,
+        workflow: Any = None,
+        previous_context: dict[str, Any] | None = None,
+        serializer: BaseSerializer | None = None,
+    ) -> None:
         self._workflow = workflow
+        self._snapshot: Snapshot | None = None
         self._step: StepFace | None = None
         self._run: RunFace | None = None
         self._local = LocalPort()
         self._local_store: StateStore[Any] | None = None
+        if previous_context is not None:
+            serializer = serializer or _serializer_of(workflow)
+            steps, types = workflow.step_names(), workflow.travelling_types()
+            self._snapshot = read(previous_context, serializer, steps, types)
+            self._local.values.update(self._snapshot.values)
+
+    @classmethod
+    def from_dict(
+        cls, workflow: Any, data: dict[str, Any], serializer: BaseSerializer | None = None
+    ) -> Context[Any]:
+        """Return a context from what `to_dict` returned, here or in another process.
+
+        `workflow.run(ctx=...)` then goes on from it: with the state, and, when the run was going on
+        or was cancelled, with its pending work. What llama-index-workflows wrote is read as well,
+        as far as it can be mapped.
+
+        Raises:
+            ContextSerdeError: the dictionary is none of a context, was written by a newer version,
+                or has work that this workflow cannot go on from.
+        """
+        return cls(workflow, data, serializer)
 
     @classmethod
     def of_step(cls, face: StepFace) -> Context[Any]:
@@ -157,6 +195,18 @@ class Context(OldForms, Generic[StateT]):
         return self._run
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the next run goes on from pending work, so that it needs no start event."""
+        if self._run is not None:
+            return self._run.was_cancelled
+        return self._snapshot is not None and self._snapshot.is_running
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What the next run goes on from, when this context was read from a dictionary."""
+        return self._snapshot if self._run is None else None
+
+    @property
     def initial_values(self) -> dict[str, Any]:
         """Store values set before any run."""
         return self._local.values
@@ -192,7 +242,38 @@ class Context(OldForms, Generic[StateT]):
         """Whether the run goes on."""
         if self._step is not None:
             return True
-        return self._run is not None and not self._run.is_done()
+        if self._run is None:
+            return self._snapshot is not None and self._snapshot.is_running
+        return not self._run.is_done()
+
+    def to_dict(
+        self, serializer: BaseSerializer | None = None, *, include_state: bool = True
+    ) -> dict[str, Any]:
+        """Return the context as a dictionary that JSON can write: state, and what is pending of the run.
+
+        It is a consistent cut through the run, whatever its workers do meanwhile, and the run goes
+        on. It is read by one short call that blocks the event loop until Redis has answered.
+        `is_running` is true while the run goes on, and after it was cancelled.
+
+        Raises:
+            ContextStateError: inside of a step.
+            ValueError: a value of the state cannot be written; it names the key.
+            RunNotFound: the retention of the run has passed.
+            ConnectionLost: Redis is away.
+        """
+        if self._step is not None:
+            raise ContextStateError(
+                "to_dict is only available from handler code, not from within steps."
+            )
+        serializer = serializer or _serializer_of(self._workflow)
+        if self._run is not None and self._run.is_recorded:
+            return self._run.to_dict(serializer, include_state=include_state)
+        state = {}
+        if include_state:
+            state_type = getattr(self._workflow, "state_type", None)
+            state = state_of(self._local.values, state_type, serializer)
+        steps = () if self._workflow is None else self._workflow.step_names()
+        return compose(state, steps)
 
     def send_event(self, message: Event, step: str | None = None) -> None:
         """Send an event to every step that accepts it, or to one step.
@@ -288,6 +369,11 @@ class Context(OldForms, Generic[StateT]):
         if self._run is None:
             raise _not_running(what)
         raise ContextStateError(f"{what} is only available from within step functions.")
+
+
+def _serializer_of(workflow: Any) -> BaseSerializer:
+    chosen = getattr(workflow, "serializer", None)
+    return chosen if isinstance(chosen, BaseSerializer) else JsonSerializer()
 
 
 def _not_running(what: str) -> ContextStateError:

@@ -515,6 +515,20 @@ class Adopt(NamedTuple):
     name: str
 
 
+class Fill(NamedTuple):
+    """Sets fields of a further key of the run, by its name behind that of the run."""
+
+    name: str
+    rows: Mapping[str, bytes]
+
+
+class Pile(NamedTuple):
+    """Adds values to a list of the run, by its name behind that of the run."""
+
+    name: str
+    values: Sequence[bytes]
+
+
 class Expunge(NamedTuple):
     """Forgets one early effect of a delivery, which is then done again."""
 
@@ -584,6 +598,8 @@ Word = (
     | Withdraw
     | LetGo
     | Adopt
+    | Fill
+    | Pile
     | Expunge
     | Succeed
     | DeadLetter

@@ -27,10 +27,12 @@ from stepfleet.core.commit import (
     Emit,
     Expectation,
     Expunge,
+    Fill,
     LetGo,
     Located,
     NewRunFence,
     Note,
+    Pile,
     Place,
     Recorded,
     Route,
@@ -73,6 +75,53 @@ def next_id(run_id: str) -> str:
     origin = origin_of(run_id)
     number = int(run_id[len(origin) + 1 :]) if origin != run_id else 0
     return f"{origin}~{number + 1}"
+
+
+def revival(
+    cut: Cut,
+    run_id: str,
+    workflow: str,
+    routes: Mapping[str, Route],
+    *,
+    digest: str,
+    values: Mapping[str, bytes],
+    timeout_ms: int | None,
+) -> Commit:
+    """Return the commit that makes a run of what a snapshot has: a copy, which leaves its origin alone.
+
+    Raises:
+        WorkflowRuntimeError: work is pending for a step that the workflow does not have.
+    """
+    _check_steps(cut, routes)
+    held = [one for step in cut.waiting.values() for one in step]
+    cut = cut._replace(pending=[*cut.pending, *held])
+    words: list[Word] = [Write(name, value) for name, value in values.items()]
+    words += _emitted(cut, run_id, routes)
+    for name, content in cut.kept.items():
+        if name.startswith(_NOT_ADOPTED):
+            continue
+        if isinstance(content, Mapping):
+            lasting = _unpublished(content) if name.startswith("sent:") else content
+            words += [Fill(name, lasting)] if lasting else []
+        elif content:
+            words.append(Pile(name, content))
+    words += [word for word in _waits(cut, run_id, routes) if not isinstance(word, DropTimer)]
+    words += [word for word in _timers(cut, run_id, routes) if not isinstance(word, DropTimer)]
+    if not cut.pending:
+        words.append(Deadline(0))
+    fields = ["status", "running", "workflow", workflow, *_budget(timeout_ms)]
+    return Commit(run_id, NewRunFence(digest, fields), words)
+
+
+def _unpublished(sent: Mapping[str, bytes]) -> dict[str, bytes]:
+    # A number is the place of something published in the old run's stream.
+    return {field: value for field, value in sent.items() if not value.isdigit()}
+
+
+def _budget(timeout_ms: int | None) -> list[str]:
+    if timeout_ms is None:
+        return []
+    return ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
 
 
 def check_continuable(cut: Cut) -> None:
@@ -122,8 +171,7 @@ def continuation(
     words += [LetGo(cut.run_id, _of_step(routes, step), n) for step, n in cut.held.items()]
     words += [Adopt(cut.run_id, name) for name in cut.names if not name.startswith(_NOT_ADOPTED)]
     for delivery, fields in cut.sent.items():
-        # A number is the place of something published in the old run's stream.
-        words += [Expunge(delivery, field) for field, value in fields.items() if value.isdigit()]
+        words += [Expunge(delivery, field) for field in fields.keys() - _unpublished(fields).keys()]
     words += _waits(cut, run_id, routes)
     words += _timers(cut, run_id, routes)
     if not cut.pending and not any(cut.held.values()):
@@ -136,8 +184,7 @@ def continuation(
 
 def _fence(earlier: str, run_id: str, workflow: str, timeout_ms: int | None) -> NewRunFence:
     fields = ["status", "running", "workflow", workflow, "continues", earlier]
-    if timeout_ms is not None:
-        fields += ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
+    fields += _budget(timeout_ms)
     digest = hashlib.blake2b(f"{earlier}\0{run_id}".encode(), digest_size=16).hexdigest()
     return NewRunFence(digest, fields)
 

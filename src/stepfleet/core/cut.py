@@ -55,6 +55,8 @@ class Cut(NamedTuple):
     sent: Mapping[str, Mapping[str, bytes]]
     #: Every further key by its name behind that of the run.
     names: Sequence[str]
+    #: Their contents, where they were asked for.
+    kept: Mapping[str, Mapping[str, bytes] | Sequence[bytes]] = {}
 
     def text(self, field: str) -> str:
         """Return a field of the record, '' when it is not there."""

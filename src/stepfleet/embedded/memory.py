@@ -28,11 +28,11 @@ from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
 from stepfleet.parents import outside_of_steps, parent_for
 from stepfleet.planning import cluster_name
-from stepfleet.storage.fleet import Fleet
+from stepfleet.storage.fleet import BeatCall, Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import BLOCK, Arg, Link
 from stepfleet.storage.run_store import Bounds
-from stepfleet.storage.scripts import PARTS, script
+from stepfleet.storage.scripts import PARTS, Script, script
 from stepfleet.worker.worker import Worker, WorkerOptions
 from stepfleet.workflow import Workflow
 
@@ -120,6 +120,15 @@ def _connection(server: FakeServer) -> AbstractConnection:
     )
 
 
+def _call_now(server: FakeServer) -> BeatCall:
+    client: Any = FakeRedis(server=server)
+
+    def call(script: Script, keys: list[str], args: list[Any]) -> Any:
+        return client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+
+    return call
+
+
 def memory_fleet(
     namespace: str = "memory", *, server: FakeServer | None = None, limits: Limits | None = None
 ) -> Fleet:
@@ -131,6 +140,7 @@ def memory_fleet(
         keys=Keys(namespace),
         link=lambda name: MemoryLink(server, bell, name),
         beat_call=None,
+        call_now=lambda: _call_now(server),
         bounds=Bounds(retention=RETENTION),
         limits=limits or Limits(),
         open_types=True,
@@ -175,7 +185,7 @@ class MemoryRuntime:
     def submit(
         self,
         workflow: Workflow,
-        start_event: StartEvent,
+        start_event: StartEvent | None,
         *,
         run_id: str | None,
         ctx: Context[Any] | None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 from stepfleet.core.cut import Buffer, Cut, Pending, Ticking
 from stepfleet.storage.keys import Keys
@@ -45,7 +45,9 @@ def cut_of(run_id: str, reply: Sequence[Any]) -> Cut:
     sent: dict[str, dict[str, bytes]] = {}
     waits: list[bytes] = []
     names: list[str] = []
-    for raw, content in _pairs(further):
+    kept: dict[str, Mapping[str, bytes] | Sequence[bytes]] = {}
+    for raw, type_, found in _rows(further, 3):
+        content: Any = found
         name = _text(raw)
         kind, _, rest = name.partition(":")
         names.append(name)
@@ -62,6 +64,10 @@ def cut_of(run_id: str, reply: Sequence[Any]) -> Cut:
             sent[rest] = _fields(content)
         elif kind == "wait":
             waits = list(content[1::2])
+        if type_ == b"hash":
+            kept[name] = _fields(cast("list[bytes]", content))
+        elif isinstance(content, list):
+            kept[name] = cast("list[bytes]", content)
     return Cut(
         run_id=run_id,
         record=_fields(record),
@@ -75,6 +81,7 @@ def cut_of(run_id: str, reply: Sequence[Any]) -> Cut:
         buffers={name: _buffer(meta, events.get(name, ())) for name, meta in metas.items()},
         sent=sent,
         names=names,
+        kept=kept,
     )
 
 

@@ -42,6 +42,8 @@ class Fleet:
     inbox_limit: int = 100
     #: Every class met in this process may travel (in memory: producer and worker are one process).
     open_types: bool = False
+    #: Makes a synchronous caller for who cannot wait in the event loop (`Context.to_dict`).
+    call_now: Callable[[], BeatCall] | None = None
 
     def token(self) -> str:
         """Return an id that nobody had before."""

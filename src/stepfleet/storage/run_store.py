@@ -501,6 +501,18 @@ def _adopt(p: Packing, args: list[Arg], w: c.Adopt) -> None:
     args += ("adopt", p.key(f"{theirs}:{w.name}"), p.key(f"{mine}:{w.name}"))
 
 
+def _fill(p: Packing, args: list[Arg], w: c.Fill) -> None:
+    key = p.key(f"{p.keys.run(p.run_id)}:{w.name}")
+    for field, value in w.rows.items():
+        args += ("put", key, field, value)
+
+
+def _pile(p: Packing, args: list[Arg], w: c.Pile) -> None:
+    key = p.key(f"{p.keys.run(p.run_id)}:{w.name}")
+    for value in w.values:
+        args += ("push", key, value, len(w.values))
+
+
 def _expunge(p: Packing, args: list[Arg], w: c.Expunge) -> None:
     args += ("drop", p.key(p.keys.sent(p.run_id, w.delivery)), w.field)
 
@@ -607,6 +619,8 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Withdraw: _withdraw,
     c.LetGo: _let_go,
     c.Adopt: _adopt,
+    c.Fill: _fill,
+    c.Pile: _pile,
     c.Expunge: _expunge,
     c.Succeed: _succeed,
     c.DeadLetter: _dead_letter,

@@ -4,8 +4,8 @@
 -- ARGV  run id, what the names of all streams begin with, prefix of the keys of the run, then names behind that prefix
 --       whose lists are only counted.
 -- Returns {record, open, parked, store, entries, timers, further}: hashes as they are; entries as {delivery, label,
---       entry, record, ...}; timers as {member, ms left, data, ...}; further keys as {name, content, ...}, where the
---       content of a list that is only counted is its length.
+--       entry, record, ...}; timers as {member, ms left, data, ...}; further keys as {name, type, content, ...}, where
+--       the content of a list that is only counted is its length.
 
 local run_id, streams, prefix = ARGV[1], ARGV[2], ARGV[3]
 local record, open, parked = rc('HGETALL', KEYS[1]), rc('HGETALL', KEYS[2]), rc('HGETALL', KEYS[3])
@@ -56,6 +56,7 @@ for _, key in ipairs(rc('SMEMBERS', KEYS[5])) do
   end
   if content then
     further[#further + 1] = name
+    further[#further + 1] = kind
     further[#further + 1] = content
   end
 end

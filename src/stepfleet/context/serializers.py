@@ -1,0 +1,197 @@
+"""How values stand in a snapshot of a context (`Context.to_dict`): as JSON text, and nothing but JSON.
+
+What travels through Redis is encoded by `stepfleet.codec`; a serializer is used for snapshots only.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Final, NoReturn, Self, cast
+from weakref import WeakValueDictionary
+
+from pydantic import BaseModel
+
+from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.errors import ContextSerdeError
+
+#: Marks an object in JSON text that stands for a pydantic model.
+_MODEL: Final = "__is_pydantic"
+#: Marks one that stands for any other value that events may carry.
+_VALUE: Final = "__stepfleet"
+
+
+class BaseSerializer(ABC):
+    """Turns values into text and back."""
+
+    @abstractmethod
+    def serialize(self, value: Any) -> str:
+        """Return a value as text.
+
+        Raises:
+            ValueError: the value cannot be written.
+        """
+
+    @abstractmethod
+    def deserialize(self, value: str) -> Any:
+        """Return the value that `serialize` wrote.
+
+        Raises:
+            ValueError: the text stands for a value of a class that is not known here.
+        """
+
+
+class JsonSerializer(BaseSerializer):
+    """JSON text. Models keep their class, and so does everything that an event may carry.
+
+    A class is found among `allowed_types`, those of the workflow, and those that this process has
+    serialized: text never makes it import anything.
+    """
+
+    _seen: ClassVar[WeakValueDictionary[str, type]] = WeakValueDictionary()
+
+    def __init__(self, *, allowed_types: Iterable[type] | None = None) -> None:
+        self._types: dict[str, type] = {}
+        self._registry = TypeRegistry(open=True)
+        self._codec = Codec(self._registry)
+        self._add(allowed_types or ())
+
+    def with_types(self, types: Iterable[type]) -> Self:
+        """Return a serializer that knows these classes, and those in their annotations, as well."""
+        other = type(self)()
+        other._add([*self._types.values(), *types])
+        return other
+
+    def serialize(self, value: Any) -> str:
+        """Return a value as JSON text.
+
+        Raises:
+            ValueError: the value cannot be written.
+        """
+        return json.dumps(self._lowered(value))
+
+    def deserialize(self, value: str) -> Any:
+        """Return the value that `serialize` wrote.
+
+        Raises:
+            ValueError: the text is no JSON, or names a class that is not known here.
+        """
+        return self._lifted(json.loads(value))
+
+    def _add(self, types: Iterable[type]) -> None:
+        for cls in types:
+            self._registry.reachable([cls])
+            self._types[_name(cls)] = cls
+
+    def _lowered(self, given: object) -> Any:
+        value: Any = given
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, BaseModel):
+            cls = type(value)
+            JsonSerializer._seen[_name(cls)] = cls
+            try:
+                content = value.model_dump(mode="json")
+            except Exception as error:
+                raise ValueError(f"Failed to serialize value: {cls}: {value!r}") from error
+            # What its annotations do not say, such as a model in a field of any type, JSON forgets.
+            return self._exactly(value, content) or {
+                _MODEL: True,
+                "value": content,
+                "qualified_name": _name(cls),
+            }
+        if type(value) is list:
+            return [self._lowered(item) for item in cast("list[Any]", value)]
+        if type(value) is dict:
+            items = cast("dict[Any, Any]", value)
+            if all(type(key) is str for key in items) and not {_MODEL, _VALUE} & items.keys():
+                return {key: self._lowered(item) for key, item in items.items()}
+        try:
+            data = self._codec.encode_value(value, where="value")
+        except ValueError as error:
+            raise ValueError(f"Failed to serialize value: {type(given)}: {given!r}") from error
+        return {_VALUE: base64.b64encode(data).decode()}
+
+    def _exactly(self, value: BaseModel, content: Any) -> dict[str, str] | None:
+        try:
+            if type(value)(**_with_dynamic(content)) == value:
+                return None
+            return {
+                _VALUE: base64.b64encode(self._codec.encode_value(value, where="value")).decode()
+            }
+        except ValueError:
+            return None
+
+    def _lifted(self, raw: Any) -> Any:
+        if isinstance(raw, list):
+            return [self._lifted(item) for item in cast("list[Any]", raw)]
+        if not isinstance(raw, dict):
+            return raw
+        content = cast("dict[str, Any]", raw)
+        if content.get(_MODEL) and "qualified_name" in content:
+            return self._model(str(content["qualified_name"]), content.get("value") or {})
+        if _VALUE in content:
+            return self._codec.decode_value(base64.b64decode(content[_VALUE]))
+        return {key: self._lifted(item) for key, item in content.items()}
+
+    def _model(self, name: str, content: Mapping[str, Any]) -> Any:
+        cls = self._types.get(name) or JsonSerializer._seen.get(name) or self._by_short_name(name)
+        if cls is None or not issubclass(cls, BaseModel):
+            short = name.rpartition(".")[2]
+            raise ValueError(
+                f"Class {name} is not in the serializer's allowed types. "
+                f"Pass JsonSerializer(allowed_types=[{short}]), or name it in the workflow's types."
+            )
+        return cls(**{key: self._lifted(value) for key, value in _with_dynamic(content).items()})
+
+    def _by_short_name(self, name: str) -> type | None:
+        """Return a class written as `module.Name` where it is nested in another one or in a function."""
+        module, _, short = name.rpartition(".")
+        found = [
+            cls
+            for cls in self._types.values()
+            if cls.__name__ == short and cls.__module__ == module
+        ]
+        return found[0] if len(found) == 1 else None
+
+
+class PickleSerializer(BaseSerializer):
+    """Exists to say why it does not: reading a pickle runs whatever its bytes name.
+
+    Raises:
+        ContextSerdeError: always.
+    """
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        _refuse()
+
+    def serialize(self, value: Any) -> str:
+        """Refuse."""
+        _refuse()
+
+    def deserialize(self, value: str) -> Any:
+        """Refuse."""
+        _refuse()
+
+
+#: The name that the model had before.
+JsonPickleSerializer = PickleSerializer
+
+
+def _refuse() -> NoReturn:
+    raise ContextSerdeError(
+        "PickleSerializer is refused: whoever can write a pickle chooses the code that runs when it is "
+        "read. Use JsonSerializer(), which writes models, dataclasses, enums, dates, sets and bytes; "
+        "keep live objects out of events and state."
+    )
+
+
+def _with_dynamic(content: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(content)
+    return {**fields.pop("_data", {}), **fields}
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
