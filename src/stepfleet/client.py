@@ -283,7 +283,13 @@ class Client:
                     await connected.resume(earlier.run_id, target, identity)
                 else:
                     await connected.record(
-                        target, start_event, {}, identity, before=before, once=once
+                        target,
+                        start_event,
+                        {},
+                        identity,
+                        before=before,
+                        once=once,
+                        headers=context.headers,
                     )
             except RunConflictError as error:
                 raise RuntimeError(

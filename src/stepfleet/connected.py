@@ -24,7 +24,7 @@ from stepfleet.events import StartEvent
 from stepfleet.parents import outside_of_steps
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
 from stepfleet.remote_run import RemoteRun, values_to_write
-from stepfleet.snapshots import cut_of
+from stepfleet.snapshots import cut_of, given
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.cutting import cut_of as cut_of_reply
 from stepfleet.storage.cutting import reading
@@ -146,6 +146,7 @@ class Connected:
         *,
         before: Before,
         once: Once | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         """Record a run; with `once`, another start under its id is refused even with the same arguments.
 
@@ -225,6 +226,7 @@ class Connected:
             values=values,
             parent=once.parent if once else "",
             limit=limit,
+            headers=headers,
         )
 
     def cut_now(self, run_id: str) -> Cut:
@@ -302,6 +304,8 @@ class Connected:
             values=values_to_write(values, plan.codec),
             timeout_ms=timeout_ms,
         )
+        if snapshot.given is not None:
+            commit = commit._replace(words=[*commit.words, given(snapshot.given, plan)])
         check_recorded(run_id, await self.committer.commit(commit))
 
     async def _streams(

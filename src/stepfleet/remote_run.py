@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from stepfleet.awaited import Ending, not_found
 from stepfleet.codec import Codec
@@ -29,12 +29,13 @@ from stepfleet.handler import RunStatus
 from stepfleet.parents import current_parent, waiting
 from stepfleet.snapshots import dictionary_of
 from stepfleet.storage.committer import Committer
+from stepfleet.storage.cutting import checkpoint_of
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import Ended, PublicRow, RunReader, public_row
 from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
-from stepfleet.wire import encode_record
+from stepfleet.wire import decode_completed, encode_record
 
 T = TypeVar("T")
 
@@ -44,6 +45,16 @@ logger = logging.getLogger("stepfleet.client")
 EDIT_LEASE_MS: Final = 15_000
 #: Public events that may wait for a slow reader before it reads from Redis again.
 BACKLOG: Final = 5_000
+
+
+class Kept(NamedTuple):
+    """A checkpoint as it was read."""
+
+    delivery: str
+    step: str
+    input: Event
+    output: Event | None
+    state: dict[str, Any]
 
 
 class Services(Protocol):
@@ -167,6 +178,33 @@ class RemoteRun:
             state_type=self._state_type,
             include_state=include_state,
         )
+
+    def checkpoints(self, serializer: BaseSerializer) -> list[Kept]:
+        """Return the checkpoints of the run, the oldest first; none when it keeps none.
+
+        Raises:
+            ConnectionLost: Redis is away.
+        """
+        found: list[Kept] = []
+        for data in self._services.cut_now(self.run_id).kept.get("checkpoints", ()):
+            if not isinstance(data, bytes):
+                continue
+            raw, cut = checkpoint_of(self.run_id, data)
+            about = decode_completed(raw)
+            state = dictionary_of(
+                cut,
+                self._steps,
+                codec=self._codec,
+                serializer=serializer,
+                state_type=self._state_type,
+                include_state=True,
+            )
+            output = None
+            if about.output_type:
+                output = self._codec.decode_event(about.output_type, about.output)
+            input_ = self._codec.decode_event(about.input_type, about.input)
+            found.append(Kept(about.delivery, about.step, input_, output, state))
+        return found
 
     async def started(self) -> None:
         """Wait until the run is recorded."""

@@ -12,22 +12,25 @@ from pydantic import BaseModel
 from stepfleet.codec import Codec
 from stepfleet.context.serializers import BaseSerializer
 from stepfleet.context.snapshot import Snapshot, StepWork, attempt, compose, state_of
-from stepfleet.core.commit import Route
+from stepfleet.core.commit import End, Route
 from stepfleet.core.cut import Cut, Pending, Ticking
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import Plan, type_name
 from stepfleet.errors import ContextSerdeError, DecodeError
+from stepfleet.events import StopEvent
 from stepfleet.wire import (
     BufferedEvent,
+    PublicEntry,
     decode_buffered,
     decode_record,
     decode_waiter,
     encode_buffered,
+    encode_public,
     encode_record,
 )
 
 #: Contents of these further keys are of no use to another run.
-_LEFT = ("hold:", "stage:", "wait", "inbox", "ops", "store")
+_LEFT = ("hold:", "stage:", "wait", "inbox", "ops", "store", "checkpoints")
 
 
 def dictionary_of(
@@ -160,6 +163,15 @@ def cut_of(snapshot: Snapshot, plan: Plan, run_id: str) -> Cut:
         raise ContextSerdeError(
             f"Context dict specified in an invalid format: what stands under 'stepfleet' is damaged ({error})"
         ) from error
+
+
+def given(event: StopEvent, plan: Plan) -> End:
+    """Return the word by which a run ends with what its last step had returned.
+
+    Raises:
+        EncodeError: the event cannot travel.
+    """
+    return End("completed", encode_public(PublicEntry("end", *plan.codec.encode_event(event))))
 
 
 def _from_exact(exact: Mapping[str, Any]) -> Cut:

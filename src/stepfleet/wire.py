@@ -137,6 +137,33 @@ def decode_waiter(data: bytes) -> Waiter:
     return Waiter(*_typed(fields, shape, "waiter", data))
 
 
+class Completed(NamedTuple):
+    """What a checkpoint is about: a step that returned, with what it took and gave."""
+
+    delivery: str
+    step: str
+    input_type: str
+    input: bytes
+    #: '' when the step returned None.
+    output_type: str
+    output: bytes
+
+
+def encode_completed(completed: Completed) -> bytes:
+    """Return the bytes of what a checkpoint is about."""
+    return _pack((VERSION, *completed))
+
+
+def decode_completed(data: bytes) -> Completed:
+    """Return what `encode_completed` wrote.
+
+    Raises:
+        DecodeError: the bytes are none, or of a newer version.
+    """
+    fields = _unpack(data, "checkpoint", len(Completed._fields))
+    return Completed(*_typed(fields, (str, str, str, bytes, str, bytes), "checkpoint", data))
+
+
 class Unclaimed(NamedTuple):
     """An event that nobody accepted or awaited when it came."""
 

@@ -336,6 +336,35 @@ async def test_what_was_sent_before_is_not_sent_again_and_what_was_published_is(
     assert Flow.gate.came == [0, 0]
 
 
+async def test_lists_and_their_joins_go_on(place: Place) -> None:
+    class Lists(Workflow):
+        gate = Gate()
+
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(n=n) for n in range(7)]
+
+        @step(num_workers=2)
+        async def work(self, ev: Item) -> Done | None:
+            if ev.n > 2:
+                await self.gate.pass_(ev.n)
+            return Done(n=ev.n) if ev.n % 2 else None
+
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            return StopEvent(result=sorted(ev.n for ev in evs))
+
+    flow = await place.serve(Lists)
+    handler = flow.run()
+    await Lists.gate.reached(2)
+    data = handler.ctx.to_dict()
+    await cancelled(handler)
+    Lists.gate.open.set()
+    again = flow.run(ctx=handler.ctx)
+    assert await again == [1, 3, 5]
+    assert await flow.run(ctx=Context.from_dict(flow, data)) == [1, 3, 5]
+
+
 async def test_the_store_of_the_cancelled_run_can_still_be_read(place: Place) -> None:
     flow_class = fan()
     flow = await place.serve(flow_class)

@@ -179,6 +179,7 @@ COMMITS: dict[str, list[Commit]] = {
                 c.Adopt("run1", "buf:join:default"),
                 c.Fill("buf:join:other", {"version": b"1", "n:A": b"2"}),
                 c.Pile("buf:join:other:events", (b"a", b"b")),
+                c.Remember(b"about", 100),
                 c.Expunge(D1, "p1:a"),
                 c.Succeed("run1"),
             ],

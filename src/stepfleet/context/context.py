@@ -14,7 +14,7 @@ from stepfleet.context.old_forms import OldForms
 from stepfleet.context.serializers import BaseSerializer, JsonSerializer
 from stepfleet.context.snapshot import Snapshot, compose, read, state_of
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
-from stepfleet.events import Event
+from stepfleet.events import Event, StopEvent
 from stepfleet.retry_policy import RetryInfo
 from stepfleet.store import LocalPort, StateStore, StateT, StorePort
 
@@ -122,6 +122,8 @@ class Context(OldForms, Generic[StateT]):
     ) -> None:
         self._workflow = workflow
         self._snapshot: Snapshot | None = None
+        #: Headers of the first deliveries of the next run.
+        self.headers: dict[str, str] | None = None
         self._step: StepFace | None = None
         self._run: RunFace | None = None
         self._local = LocalPort()
@@ -200,6 +202,11 @@ class Context(OldForms, Generic[StateT]):
         if self._run is not None:
             return self._run.was_cancelled
         return self._snapshot is not None and self._snapshot.is_running
+
+    def give(self, event: StopEvent) -> None:
+        """Let the next run, which goes on from a dictionary, end at once with this event."""
+        if self._snapshot is not None:
+            self._snapshot = self._snapshot._replace(given=event)
 
     @property
     def snapshot(self) -> Snapshot | None:

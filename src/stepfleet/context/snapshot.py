@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from stepfleet.context.serializers import BaseSerializer, JsonSerializer
 from stepfleet.errors import ContextSerdeError
-from stepfleet.events import Event
+from stepfleet.events import Event, StopEvent
 from stepfleet.store import DictState
 
 #: The newest form that this code reads and the one that it writes.
@@ -49,6 +49,8 @@ class Snapshot(NamedTuple):
     pending: Sequence[PendingEvent] = ()
     #: (step, buffer) -> its events.
     buffers: Mapping[tuple[str, str], Sequence[Event]] = {}
+    #: What the last step of the run had returned: the next run ends with it at once.
+    given: StopEvent | None = None
 
 
 class StepWork(NamedTuple):

@@ -493,6 +493,13 @@ class Save(NamedTuple):
     record: bytes
 
 
+class Remember(NamedTuple):
+    """Keeps what is recorded of the run at this moment, with what it is about; the last `kept` stay."""
+
+    about: bytes
+    kept: int
+
+
 class Withdraw(NamedTuple):
     """Takes an entry out of its stream, whoever has it."""
 
@@ -595,6 +602,7 @@ Word = (
     | Admit
     | Park
     | Save
+    | Remember
     | Withdraw
     | LetGo
     | Adopt

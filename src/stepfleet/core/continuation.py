@@ -61,6 +61,7 @@ from stepfleet.wire import (
 #: Further keys that a continuation does not take over as they are: it has own ones, or no use for them.
 _NOT_ADOPTED: Final = (
     *("hold:", "stage:", "wait", "inbox", "ops", "store", "lock", "events", "children"),
+    "checkpoints",
 )
 
 

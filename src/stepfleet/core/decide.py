@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final, assert_never
 
+from stepfleet.core.checkpoints import checkpoint
 from stepfleet.core.commit import (
     Append,
     Commit,
@@ -133,10 +134,15 @@ def _returned(delivery: Delivery, outcome: Returned, plan: Plan) -> Commit:
     words = [*_traces(delivery, outcome.traces), *consumed(delivery, plan), *words]
     events = outcome.members if outcome.members is not None else (outcome.event,)
     stop = next((e for e in events if e is not None and issubclass(e.event_type, StopEvent)), None)
+    # A run that begins at the checkpoint of its last step needs what that step gave; after any other
+    # one that is pending already.
+    kept = checkpoint(delivery, outcome.event)
     if stop is not None:
+        words += kept
         words.append(End("completed", _terminal(stop, delivery, outcome.traces)))
     else:
         words += followed(delivery, outcome, plan)
+        words += kept
     return Commit(delivery.run_id, _fence(delivery), words, expects)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from stepfleet.core.cut import Buffer, Cut, Pending, Ticking
+from stepfleet.errors import DecodeError
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Arg
 from stepfleet.storage.scripts import Script, script
@@ -27,9 +28,7 @@ def reading(keys: Keys, run_id: str, *, contents: bool) -> Reading:
     names = [keys.run(run_id), keys.open(run_id), keys.parked(run_id), keys.store(run_id)]
     names += [keys.further(run_id), keys.timers, keys.timer_data]
     counted = () if contents else ("hold:", "buf:", "stage:", "inbox")
-    return Reading(
-        script("cut"), names, [run_id, f"{keys.tag}:s:", f"{keys.run(run_id)}:", *counted]
-    )
+    return Reading(script("cut"), names, [run_id, f"{keys.tag}:s:", *counted])
 
 
 def cut_of(run_id: str, reply: Sequence[Any]) -> Cut:
@@ -83,6 +82,33 @@ def cut_of(run_id: str, reply: Sequence[Any]) -> Cut:
         names=names,
         kept=kept,
     )
+
+
+def checkpoint_of(run_id: str, data: bytes) -> tuple[bytes, Cut]:
+    """Return what a checkpoint is about and the cut in it, as the word `remember` wrote them.
+
+    Raises:
+        DecodeError: the bytes are no checkpoint.
+    """
+    try:
+        about, position = _read(data, 0)
+        cut, _ = _read(data, position)
+        return about, cut_of(run_id, cut)
+    except (ValueError, IndexError, TypeError) as error:
+        raise DecodeError(f"a checkpoint is not readable: {error}", data) from error
+
+
+def _read(data: bytes, position: int) -> tuple[Any, int]:
+    if data[position : position + 1] != b"[":
+        stop = data.index(b":", position) + 1
+        end = stop + int(data[position : stop - 1])
+        return data[stop:end], end
+    items: list[Any] = []
+    position += 1
+    while data[position : position + 1] != b"]":
+        item, position = _read(data, position)
+        items.append(item)
+    return items, position + 1
 
 
 def _pending(name: bytes, kept: bytes) -> Pending:

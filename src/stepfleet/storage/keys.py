@@ -157,6 +157,10 @@ class Keys:
         """Set of the runs that its steps started and that may go on; they end with it."""
         return f"{self._run}{run_id}:children"
 
+    def checkpoints(self, run_id: str) -> str:
+        """List of the last checkpoints of a run that keeps them: what a step took and gave, and a cut."""
+        return f"{self._run}{run_id}:checkpoints"
+
     def further(self, run_id: str) -> str:
         """Set of the run's keys that the end cannot name; the janitor expires them."""
         return f"{self._run}{run_id}:keys"

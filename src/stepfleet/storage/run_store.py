@@ -487,6 +487,13 @@ def _save(p: Packing, args: list[Arg], w: c.Save) -> None:
     args += ("save", p.key(p.keys.parked(p.run_id)), w.delivery, kept)
 
 
+def _remember(p: Packing, args: list[Arg], w: c.Remember) -> None:
+    keys, run_id = p.keys, p.run_id
+    names = (keys.parked(run_id), keys.store(run_id), keys.timers, keys.timer_data)
+    args += ("remember", p.key(keys.checkpoints(run_id)), w.kept, w.about)
+    args += (*map(p.key, names), f"{keys.tag}:s:")
+
+
 def _withdraw(p: Packing, args: list[Arg], w: c.Withdraw) -> None:
     args += ("withdraw", p.stream(w.route), w.entry)
 
@@ -616,6 +623,7 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Admit: _admit,
     c.Park: _park,
     c.Save: _save,
+    c.Remember: _remember,
     c.Withdraw: _withdraw,
     c.LetGo: _let_go,
     c.Adopt: _adopt,

@@ -12,7 +12,7 @@ from typing import Final
 #: last.
 PARTS: Final = {
     "commit": (
-        *("prelude", "batch", "slots", "fences", "expectations"),
+        *("prelude", "gather", "batch", "slots", "fences", "expectations"),
         *("emits", "scopes", "words", "commit"),
     ),
     "beat": ("prelude", "beat"),
@@ -20,7 +20,7 @@ PARTS: Final = {
     "reclaim": ("prelude", "reclaim"),
     "audit": ("prelude", "audit"),
     "hand_back": ("prelude", "hand_back"),
-    "cut": ("prelude", "cut"),
+    "cut": ("prelude", "gather", "cut"),
     "due": ("prelude", "due"),
     "janitor": ("prelude", "janitor"),
     "erase": ("prelude", "erase"),

@@ -29,6 +29,17 @@ local function give_up_place(set, queue, alarms)
   end
 end
 
+-- A tree of texts and numbers as one text: `<length>:<text>`, and `[` items `]`.
+local function written(value)
+  if type(value) ~= 'table' then
+    local text = tostring(value)
+    return #text .. ':' .. text
+  end
+  local parts_ = {}
+  for x = 1, #value do parts_[x] = written(value[x]) end
+  return '[' .. table.concat(parts_) .. ']'
+end
+
 local function write_opened()
   if #opened > 0 then write_all('HSET', open, opened) end
   opened = {}
@@ -389,6 +400,26 @@ local WORD = {
       rc('HSET', key_at(j), A[j + 1], A[j + 2])
       rc('HSET', open, A[j + 1], 'parked')
       for _, key in ipairs({ key_at(j), open }) do rc('PEXPIRE', key, math.max(1, rc('PTTL', run))) end
+    end,
+  },
+  -- list, how many are kept, what it is about, parked, store, timers, their data, what all streams begin with: what is
+  -- recorded of the run at this moment
+  remember = {
+    size = 8,
+    check = function(j)
+      rc('LLEN', key_at(j))
+      can_register()
+    end,
+    write = function(j)
+      write_opened()
+      local of = {
+        run = run, open = open, parked = key_at(j + 3), store = key_at(j + 4), further = K[keys],
+        timers = key_at(j + 5), timer_data = key_at(j + 6), streams = A[j + 7], id = run_id,
+      }
+      -- What was remembered before is no part of it.
+      local cut = gather(of, function(name) return name == 'checkpoints' end)
+      if rc('RPUSH', key_at(j), written(A[j + 2]) .. written(cut)) == 1 then register(key_at(j)) end
+      rc('LTRIM', key_at(j), -A[j + 1], -1)
     end,
   },
   -- stream, entry: it is in nobody's hands any more
