@@ -28,7 +28,8 @@ MODULES: dict[str, str] = {
     "errors": "WorkflowValidationError WorkflowTimeoutError WorkflowRuntimeError WorkflowDone "
     "WorkflowCancelledByUser WorkflowStepDoesNotExistError WorkflowConfigurationError "
     "ContextSerdeError ContextStateError",
-    "context": "Context",
+    "context": "Context BaseSerializer JsonSerializer PickleSerializer",
+    "context.serializers": "BaseSerializer JsonSerializer PickleSerializer JsonPickleSerializer",
     "context.state_store": "DictState StateStore InMemoryStateStore InMemorySerializedState "
     "StateCheckpoint apply_state_patch deserialize_state_from_dict parse_in_memory_state "
     "encode_state decode_state copy_state_for_edit get_by_path set_by_path set_by_path_copy "
@@ -52,7 +53,6 @@ ABSENT = {}
 DIFFERENT = {
     "StepConfig.__init__": "what a signature says is one record of our own",
     "WorkflowHandler.__init__": "handlers are made by run() and attach()",
-    "Context.__init__": "still open: docs/roadmap.md",
     "StateCheckpoint.__init__": "a checkpoint is a tree of JSON values, whatever the serializer",
     "encode_state": "no list of keys whose values are dropped in silence",
     "retry_any.__init__": "the same, under another name",
@@ -66,12 +66,13 @@ OF_HANDLER = "the handler does it: `await handler`, `handler.stream_events()`"
 
 #: Methods and fields that are not here, and why.
 WITHOUT = {
-    "Context.from_dict": OPEN,
+    "BaseSerializer.validation_context": "types are given to the serializer",
+    "JsonSerializer.resolve_class": "a class is looked up, never imported",
+    "JsonSerializer.validation_context": "types are given to the serializer",
     "Context.get_result": OF_HANDLER,
     "Context.running_steps": OPEN,
     "Context.stream_events": OF_HANDLER,
     "Context.streaming_queue": OF_HANDLER,
-    "Context.to_dict": OPEN,
     "DictLikeModel.custom_model_dump": "the name of a serializer that pydantic calls",
     "InMemorySerializedState.default_store_type": "the name of a validator that pydantic calls",
     "StateStore.to_dict": "the state of a run is saved with its context",

@@ -58,10 +58,10 @@ class JsonSerializer(BaseSerializer):
         self._codec = Codec(self._registry)
         self._add(allowed_types or ())
 
-    def with_types(self, types: Iterable[type]) -> Self:
+    def with_types(self, classes: Iterable[type]) -> Self:
         """Return a serializer that knows these classes, and those in their annotations, as well."""
         other = type(self)()
-        other._add([*self._types.values(), *types])
+        other._add([*self._types.values(), *classes])
         return other
 
     def serialize(self, value: Any) -> str:
@@ -70,7 +70,7 @@ class JsonSerializer(BaseSerializer):
         Raises:
             ValueError: the value cannot be written.
         """
-        return json.dumps(self._lowered(value))
+        return json.dumps(self.serialize_value(value))
 
     def deserialize(self, value: str) -> Any:
         """Return the value that `serialize` wrote.
@@ -78,15 +78,20 @@ class JsonSerializer(BaseSerializer):
         Raises:
             ValueError: the text is no JSON, or names a class that is not known here.
         """
-        return self._lifted(json.loads(value))
+        return self.deserialize_value(json.loads(value))
 
     def _add(self, types: Iterable[type]) -> None:
         for cls in types:
             self._registry.reachable([cls])
             self._types[_name(cls)] = cls
 
-    def _lowered(self, given: object) -> Any:
-        value: Any = given
+    def serialize_value(self, value: object) -> Any:
+        """Return a value as what JSON has: texts, numbers, lists and dictionaries.
+
+        Raises:
+            ValueError: the value cannot be written.
+        """
+        given, value = value, cast(Any, value)
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, BaseModel):
@@ -103,11 +108,11 @@ class JsonSerializer(BaseSerializer):
                 "qualified_name": _name(cls),
             }
         if type(value) is list:
-            return [self._lowered(item) for item in cast("list[Any]", value)]
+            return [self.serialize_value(item) for item in cast("list[Any]", value)]
         if type(value) is dict:
             items = cast("dict[Any, Any]", value)
             if all(type(key) is str for key in items) and not {_MODEL, _VALUE} & items.keys():
-                return {key: self._lowered(item) for key, item in items.items()}
+                return {key: self.serialize_value(item) for key, item in items.items()}
         try:
             data = self._codec.encode_value(value, where="value")
         except ValueError as error:
@@ -124,9 +129,15 @@ class JsonSerializer(BaseSerializer):
         except ValueError:
             return None
 
-    def _lifted(self, raw: Any) -> Any:
+    def deserialize_value(self, data: Any) -> Any:
+        """Return the value that `serialize_value` made of it.
+
+        Raises:
+            ValueError: a class is not known here.
+        """
+        raw = data
         if isinstance(raw, list):
-            return [self._lifted(item) for item in cast("list[Any]", raw)]
+            return [self.deserialize_value(item) for item in cast("list[Any]", raw)]
         if not isinstance(raw, dict):
             return raw
         content = cast("dict[str, Any]", raw)
@@ -134,7 +145,7 @@ class JsonSerializer(BaseSerializer):
             return self._model(str(content["qualified_name"]), content.get("value") or {})
         if _VALUE in content:
             return self._codec.decode_value(base64.b64decode(content[_VALUE]))
-        return {key: self._lifted(item) for key, item in content.items()}
+        return {key: self.deserialize_value(item) for key, item in content.items()}
 
     def _model(self, name: str, content: Mapping[str, Any]) -> Any:
         cls = self._types.get(name) or JsonSerializer._seen.get(name) or self._by_short_name(name)
@@ -144,7 +155,9 @@ class JsonSerializer(BaseSerializer):
                 f"Class {name} is not in the serializer's allowed types. "
                 f"Pass JsonSerializer(allowed_types=[{short}]), or name it in the workflow's types."
             )
-        return cls(**{key: self._lifted(value) for key, value in _with_dynamic(content).items()})
+        return cls(
+            **{key: self.deserialize_value(value) for key, value in _with_dynamic(content).items()}
+        )
 
     def _by_short_name(self, name: str) -> type | None:
         """Return a class written as `module.Name` where it is nested in another one or in a function."""
@@ -164,7 +177,7 @@ class PickleSerializer(BaseSerializer):
         ContextSerdeError: always.
     """
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *, allowed_types: Iterable[type] | None = None) -> None:
         _refuse()
 
     def serialize(self, value: Any) -> str:
