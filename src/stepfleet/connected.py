@@ -157,7 +157,9 @@ class Connected:
         """
         definition = await self.definition(target)
         values = await self._initial_values(before, target)
-        commit = self.starting(target, definition, event, fields, run_id, values=values, once=once)
+        commit = self.starting(
+            target, definition, event, fields, run_id, values=values, once=once, headers=headers
+        )
         check_recorded(run_id, await self.committer.commit(commit), once.parent if once else "")
 
     async def definition(self, target: Target) -> Definition | None:
@@ -181,6 +183,7 @@ class Connected:
         *,
         values: Mapping[str, bytes] = {},
         once: Once | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Commit:
         """Return the commit that records a run.
 
