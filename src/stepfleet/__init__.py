@@ -22,6 +22,7 @@ from stepfleet.events import (
     StopEvent,
 )
 from stepfleet.handler import WorkflowHandler
+from stepfleet.sync import SyncClient
 from stepfleet.workflow import Workflow, install_default_runtime
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Start",
     "StartEvent",
     "StopEvent",
+    "SyncClient",
     "Workflow",
     "WorkflowHandler",
     "WorkflowRuntimeError",

@@ -19,7 +19,19 @@ from stepfleet.settings import Settings
 from tests.docs.pages import ROOT, Block, blocks, name_of, pages
 
 #: Programs of other projects that the pages use; what they do with their options is not ours.
-FOREIGN = {"cd", "git", "source", "curl", "pre-commit", "kubectl", "systemctl", "sudo", "kill"}
+FOREIGN = {
+    "cd",
+    "uvicorn",
+    "flask",
+    "git",
+    "source",
+    "curl",
+    "pre-commit",
+    "kubectl",
+    "systemctl",
+    "sudo",
+    "kill",
+}
 
 #: Variables of other programs.
 FOREIGN_VARIABLES = {"REDIS_URL", "STEPFLEET_REDIS_SERVER"}

@@ -17,8 +17,9 @@ from stepfleet.cli.reach import (
     watch_option,
     yes_option,
 )
-from stepfleet.cli.showing import Row, as_line, fields_of, moment, show
+from stepfleet.cli.showing import Row, as_line, moment, show
 from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.codec.shown import fields_of
 from stepfleet.errors import DecodeError, RunNotFound, SettingsError
 from stepfleet.storage.inspector import DeadLetter, Inspector
 from stepfleet.wire import decode_record

@@ -16,7 +16,8 @@ from stepfleet.cli.reach import (
     watch_option,
     yes_option,
 )
-from stepfleet.cli.showing import Row, ago, as_line, fields_of, moment, show, type_of
+from stepfleet.cli.showing import Row, ago, as_line, moment, show
+from stepfleet.codec.shown import fields_of, type_of
 from stepfleet.errors import RunNotFound
 from stepfleet.handler import RunStatus
 from stepfleet.storage.inspector import Inspector

@@ -11,9 +11,6 @@ from typing import Any, cast
 
 import click
 
-from stepfleet.codec import GenericEvent
-from stepfleet.events import DYNAMIC_FIELDS_KEY, Event
-
 #: What a command found: column -> value.
 Row = Mapping[str, Any]
 
@@ -69,18 +66,6 @@ def moment(milliseconds: int | None) -> str | None:
     if not milliseconds:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def type_of(event: Event) -> str:
-    """Return the name of an event's type, also of one whose class is not known here."""
-    return event.type_id if isinstance(event, GenericEvent) else type(event).__name__
-
-
-def fields_of(event: Event) -> dict[str, Any]:
-    """Return the fields of an event, declared and undeclared ones alike."""
-    fields = event.model_dump()
-    dynamic = fields.pop(DYNAMIC_FIELDS_KEY, {})
-    return fields | dynamic
 
 
 def _plain(value: object) -> str:
