@@ -20,6 +20,7 @@ from stepfleet.cli.dev import dev
 from stepfleet.cli.doctor import doctor
 from stepfleet.cli.exits import run_program
 from stepfleet.cli.fleet_views import queues, workers
+from stepfleet.cli.k8s import k8s
 from stepfleet.cli.runs import runs
 from stepfleet.cli.why import why
 from stepfleet.embedded.server import find_server_binary
@@ -47,7 +48,7 @@ def show_version() -> None:
     click.echo(f"server    {server}")
 
 
-for command in (dev, check, runs, workers, queues, why, dead, doctor, acl):
+for command in (dev, check, runs, workers, queues, why, dead, doctor, acl, k8s):
     commands.add_command(command)
 
 

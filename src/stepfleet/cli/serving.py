@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from stepfleet.cli.exits import CRASHED, HANDED_BACK, OK, forced_by, leave_within
+from stepfleet.cli.notify import notify
 from stepfleet.cli.probe import wait_for_server
 from stepfleet.client import Client
 from stepfleet.core.plan import Plan
@@ -174,6 +175,7 @@ class _Signals:
                 self._starting.cancel()
         elif self.count == 1:
             logger.info("%s: draining, a second signal hands back what still runs", name)
+            notify("STOPPING=1")
             self._worker.stop()
         else:
             logger.warning("%s again: handing back what still runs", name)
@@ -182,25 +184,27 @@ class _Signals:
 
 @asynccontextmanager
 async def _health(path: Path | None, worker: Worker) -> AsyncGenerator[Callable[[], None]]:
-    """Keep the health file fresh from the worker's first read to its end, while it is healthy."""
-    if path is None:
-        yield lambda: None
-        return
-    _remove_stale(path)
+    """Give signs of life from the worker's first read to its end, while healthy: a fresh file, systemd."""
+    if path is not None:
+        _remove_stale(path)
     ready = asyncio.Event()
-    keeping = asyncio.create_task(_keep_fresh(path, worker, ready), name="stepfleet-health")
+    keeping = asyncio.create_task(_give_signs(path, worker, ready), name="stepfleet-health")
     try:
         yield ready.set
     finally:
         keeping.cancel()
-        _remove(path)
+        if path is not None:
+            _remove(path)
 
 
-async def _keep_fresh(path: Path, worker: Worker, ready: asyncio.Event) -> None:
+async def _give_signs(path: Path | None, worker: Worker, ready: asyncio.Event) -> None:
     await ready.wait()
+    notify("READY=1")
     while True:
         if worker.healthy():
-            _touch(path)
+            notify("WATCHDOG=1")
+            if path is not None:
+                _touch(path)
         await asyncio.sleep(HEALTH_S)
 
 
