@@ -126,6 +126,8 @@ class Client:
         run = connected.run(name, target, is_new=run_id is None)
         await connected.record(target, event, fields, name, before=Before())
         await connected.announced.warn_unless_served(target.name, name)
+        if target.is_verbose:
+            run.speak()
         return self._handler(run, workflow)
 
     async def start_many(
@@ -299,6 +301,8 @@ class Client:
 
         is_new = not goes_on and parent is None
         run = connected.run(identity, target, is_new=is_new, started=record())
+        if target.is_verbose:
+            run.speak()
         context.attach(run)
         return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
 

@@ -46,6 +46,7 @@ def fleet_of(url: str, settings: Settings) -> Fleet:
         bounds=Bounds(retention=settings.retention, stream_limit=settings.stream_limit),
         limits=limits,
         inbox_limit=settings.inbox_limit,
+        keeps_history=settings.history == "on",
     )
 
 
@@ -60,15 +61,22 @@ class Client(_Client):
             or the development server of this folder.
         namespace: the fleet on that server.
         types: classes that results and events may carry beside those of the workflows.
+        history: the runs that it starts keep a history, for internal events and drawings of what they did.
 
     Raises:
         SettingsError: no server is named anywhere, or a setting is wrong.
     """
 
     def __init__(
-        self, url: str | None = None, *, namespace: str | None = None, types: Iterable[type] = ()
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        types: Iterable[type] = (),
+        history: bool | None = None,
     ) -> None:
-        settings = Settings(namespace=namespace)
+        chosen = None if history is None else ("on" if history else "off")
+        settings = Settings(namespace=namespace, history=chosen)
         super().__init__(
             fleet_of(resolve_url(url, settings), settings), types=types, patience=PATIENCE
         )

@@ -14,7 +14,7 @@ from stepfleet.announced import Announced, AnnouncedRouting, PlannedRouting
 from stepfleet.awaited import Awaited
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.context.snapshot import Snapshot
-from stepfleet.core import endings
+from stepfleet.core import endings, history
 from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.core.continuation import check_continuable, continuation, next_id, revival
 from stepfleet.core.cut import Cut
@@ -63,6 +63,11 @@ class Target(NamedTuple):
     timeout_ms: int | None
     #: How many of its runs may go on at once; None: what its workers say, for an instance no limit.
     limit: int | None = None
+
+    @property
+    def is_verbose(self) -> bool:
+        """Whether its runs are told of in the program that starts them."""
+        return self.instance is not None and options_of(self.instance).verbose
 
 
 class Connected:
@@ -230,6 +235,8 @@ class Connected:
             parent=once.parent if once else "",
             limit=limit,
             headers=headers,
+            keeps=self._kept(target),
+            plan=target.plan,
         )
 
     def cut_now(self, run_id: str) -> Cut:
@@ -244,6 +251,11 @@ class Connected:
             self._call_now = self.fleet.call_now()
         script, keys, args = reading(self.fleet.keys, run_id, contents=True)
         return cut_of_reply(run_id, self._call_now(script, keys, list(args)))
+
+    def _kept(self, target: Target) -> int:
+        if target.is_verbose:
+            return history.CONTENT
+        return history.TYPES if self.fleet.keeps_history else 0
 
     async def resume(self, earlier: str, target: Target | None, into: str | None = None) -> str:
         """Record the one continuation of a run that was cancelled or dead-lettered; return its id.
@@ -378,11 +390,13 @@ class Connected:
         """Return a run that is attached to, or, if it `is_new`, one that will begin after this call."""
         plan = target.plan if target is not None else None
         name = target.name if target is not None else ""
+        instance = target.instance if target is not None else None
         return RemoteRun(
             self,
             run_id,
-            workflow=name,
             end=self.awaited.ending(run_id, is_heard=is_new and self.watcher.is_ready),
+            workflow=name,
+            shown_as=name if instance is None else instance.workflow_name,
             codec=self._reading_codec(plan),
             routing=AnnouncedRouting(self.announced, self.codec, run_id, name)
             if plan is None
@@ -390,6 +404,8 @@ class Connected:
             state_type=plan.graph.state_type if plan is not None else None,
             steps=tuple(plan.graph.steps) if plan is not None else (),
             started=started,
+            # Of a run that is recorded already it has to be read.
+            kept=self._kept(target) if is_new and target is not None else None,
         )
 
     def _reading_codec(self, plan: Plan | None) -> Codec:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
+from typing_extensions import deprecated
+
 from stepfleet.context import Context, RunFace
-from stepfleet.errors import WorkflowRuntimeError
+from stepfleet.errors import WorkflowCancelledByUser, WorkflowRuntimeError
 from stepfleet.events import Event, StopEvent
 
 #: Seconds in which a generator of this task that nobody holds any more is closed.
@@ -42,18 +44,24 @@ class RunStatus(NamedTuple):
     parent: str | None = None
 
 
+class ToldRun(NamedTuple):
+    """What a run did, as far as it was kept."""
+
+    workflow: str
+    status: str
+    rows: Sequence[Any]
+
+
 class RunPort(RunFace, Protocol):
     """What a handler needs of the client that made it."""
 
     workflow: str
+    #: How a user calls the workflow.
+    shown_as: str
     last_sequence: int
 
     async def stop_event(self) -> StopEvent:
         """Wait for the end and return its event, or raise its error."""
-        ...
-
-    async def result(self) -> Any:
-        """Wait for the end and return the result."""
         ...
 
     def events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
@@ -68,12 +76,24 @@ class RunPort(RunFace, Protocol):
         """Cancel the run, and wait for its end to be seen here."""
         ...
 
+    async def told(self) -> ToldRun:
+        """Return what the run did until now, over a connection of the running event loop."""
+        ...
+
+    def cancel_soon(self) -> None:
+        """Cancel the run without waiting."""
+        ...
+
     async def status(self) -> RunStatus:
         """Return what is recorded."""
         ...
 
     def ended_with(self) -> StopEvent | None:
         """Return the event that ended the run, if it was seen here."""
+        ...
+
+    def failed_with(self) -> BaseException | None:
+        """Return the error that the run ended in, if its end was seen here."""
         ...
 
 
@@ -235,10 +255,30 @@ class WorkflowHandler:
         """
         return await self._run.status()
 
+    @deprecated("WorkflowHandler.done is deprecated: use is_done()")
+    def done(self) -> bool:
+        """Whether this process has seen the end of the run."""
+        return self.is_done()
+
+    @deprecated("WorkflowHandler.cancel is deprecated: use `await handler.cancel_run()`")
+    def cancel(self) -> None:
+        """Cancel the run a little later; the handler, awaited, then raises `WorkflowCancelledByUser`."""
+        self._run.cancel_soon()
+
+    @deprecated("WorkflowHandler.exception is deprecated: await the handler, which raises it")
+    def exception(self) -> BaseException | None:
+        """Return what awaiting the handler raises, None while that is not known here or nothing is."""
+        return self._run.failed_with()
+
+    @deprecated("WorkflowHandler.cancelled is deprecated: see `get_stop_event` or `await status()`")
+    def cancelled(self) -> bool:
+        """Whether the run was cancelled, as far as this process has seen its end."""
+        return isinstance(self._run.failed_with(), WorkflowCancelledByUser)
+
     def __str__(self) -> str:
         ended = self._run.ended_with()
         return (
-            f"WorkflowHandler(workflow={self._run.workflow}, run_id={self.run_id}, result={ended})"
+            f"WorkflowHandler(workflow={self._run.shown_as}, run_id={self.run_id}, result={ended})"
         )
 
     __repr__ = __str__
@@ -248,3 +288,8 @@ def _consumed_already() -> WorkflowRuntimeError:
     return WorkflowRuntimeError(
         "Event stream already consumed. Events can only be streamed once per workflow run."
     )
+
+
+def port_of(handler: WorkflowHandler) -> RunPort:
+    """Return what a handler stands on, for the modules that show runs."""
+    return handler._run  # pyright: ignore[reportPrivateUsage]

@@ -7,12 +7,13 @@ import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from stepfleet.awaited import Ending, not_found
 from stepfleet.codec import Codec
 from stepfleet.context import BaseSerializer
-from stepfleet.core import endings
+from stepfleet.core import endings, history
 from stepfleet.core.commit import Answer, Commit, Expectation, OperationFence, Route, Word
 from stepfleet.core.cut import Cut
 from stepfleet.core.delivery import Record, delivery_id
@@ -24,14 +25,15 @@ from stepfleet.errors import (
     WorkflowRuntimeError,
     WorkflowTimeoutError,
 )
-from stepfleet.events import Event, RetractedEvent, StopEvent, StreamGapEvent
-from stepfleet.handler import RunStatus
+from stepfleet.events import Event, InternalDispatchEvent, RetractedEvent, StopEvent, StreamGapEvent
+from stepfleet.handler import RunStatus, ToldRun
+from stepfleet.narration import Item, Narration, Speaker
 from stepfleet.parents import current_parent, waiting
 from stepfleet.snapshots import dictionary_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.cutting import checkpoint_of
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import Ended, PublicRow, RunReader, public_row
+from stepfleet.storage.reader import Ended, HistoryEntry, PublicRow, RunReader, public_row
 from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
@@ -111,6 +113,8 @@ class RemoteRun:
         state_type: Any,
         steps: Sequence[str] = (),
         started: Coroutine[Any, Any, None] | None = None,
+        kept: int | None = None,
+        shown_as: str = "",
     ) -> None:
         self._services = services
         self._codec = codec
@@ -119,8 +123,13 @@ class RemoteRun:
         self.workflow = workflow
         self._steps = steps
         self._state_type = state_type
+        self.shown_as = shown_as or workflow
         self.last_sequence = 0
         self._end = end
+        self._narration: Narration | None = None
+        #: What the run's history keeps; None: not known yet.
+        self._history = kept
+        self._speaker: asyncio.Task[None] | None = None
         self._start: asyncio.Task[None] | None = None
         #: The last event that was sent without waiting: the next one goes behind it.
         self._sending: asyncio.Task[None] | None = None
@@ -206,6 +215,22 @@ class RemoteRun:
             found.append(Kept(about.delivery, about.step, input_, output, state))
         return found
 
+    def failed_with(self) -> BaseException | None:
+        """Return the error that the run ended in, if its end was seen here."""
+        ended = self._end.ended
+        if ended is None:
+            start = self._start
+            return start.exception() if start is not None and _failed(start) else None
+        match ended.status:
+            case "completed":
+                return None
+            case "cancelled":
+                return WorkflowCancelledByUser()
+            case "timed_out":
+                return self._time_out(ended, "")
+            case _:
+                return self._failure(ended.error)
+
     async def started(self) -> None:
         """Wait until the run is recorded."""
         if self._start is not None:
@@ -227,6 +252,8 @@ class RemoteRun:
     async def stop_event(self) -> StopEvent:
         """Wait for the end and return its event, or raise its error."""
         ended = await self.ended()
+        if self._speaker is not None:
+            await asyncio.wait([self._speaker])
         match ended.status:
             case "completed":
                 return self._stop_event(ended)
@@ -260,13 +287,16 @@ class RemoteRun:
         return self._codec.decode_error(error)
 
     async def _timed_out(self, ended: Ended) -> WorkflowTimeoutError:
-        event = self._stop_event(ended)
-        timeout, steps = getattr(event, "timeout", 0.0), getattr(event, "active_steps", [])
-        active = f"Currently active steps: {', '.join(steps)}" if steps else "No steps active"
         waiting = await self._services.reader.link.call(
             "HGET", self._services.fleet.keys.run(self.run_id), "reason"
         )
-        more = f". {waiting.decode()}" if waiting else ""
+        return self._time_out(ended, waiting.decode() if waiting else "")
+
+    def _time_out(self, ended: Ended, waiting: str) -> WorkflowTimeoutError:
+        event = self._stop_event(ended)
+        timeout, steps = getattr(event, "timeout", 0.0), getattr(event, "active_steps", [])
+        active = f"Currently active steps: {', '.join(steps)}" if steps else "No steps active"
+        more = f". {waiting}" if waiting else ""
         return WorkflowTimeoutError(
             f"Operation timed out after {timeout:g} seconds. {active}{more}"
         )
@@ -277,22 +307,25 @@ class RemoteRun:
         """Give public events behind `after`, up to the first StopEvent."""
         parent = current_parent.get()
         with waiting(parent):
-            async with aclosing(self._events(after)) as events:
+            async with aclosing(self._events(after, expose_internal)) as events:
                 async for event in events:
                     yield event
         if parent is not None:
             await parent.goes_on()
 
-    async def _events(self, after: int | None) -> AsyncGenerator[Event]:
+    async def _events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
         await self.started()
         await self._services.watcher.ready()
         if after is not None:
             self.last_sequence = after
         end = self._services.spawn(self.ended())
         end.add_done_callback(_seen)
+        sources = (self._recorded, self._followed)
+        if expose_internal:
+            sources = (partial(self._narrated, await self._begun_narration(after)),)
         try:
             while True:
-                for source in (self._recorded, self._followed):
+                for source in sources:
                     async with aclosing(source(end)) as told:
                         async for event, is_terminal in told:
                             yield event
@@ -310,15 +343,17 @@ class RemoteRun:
                 yield gap, False
             for row in rows:
                 yield self._shown(row)
-        if not is_over:
-            return
-        ended = end.result()
+        if is_over:
+            for event in self._terminal(end.result()):
+                yield event
+
+    def _terminal(self, ended: Ended) -> list[tuple[Event, bool]]:
+        """Return the last event of a run that has ended without a public stream."""
         last = ended.seq or 1
         if ended.entry is None or last <= self.last_sequence:
             raise WorkflowRuntimeError("All the streamed events have already been consumed.")
-        for gap in self._gap(last):
-            yield gap, False
-        yield self._shown(PublicRow(last, ended.entry, ()))
+        gap: list[tuple[Event, bool]] = [(event, False) for event in self._gap(last)]
+        return [*gap, self._shown(PublicRow(last, ended.entry, ()))]
 
     async def _followed(self, end: asyncio.Task[Ended]) -> AsyncGenerator[tuple[Event, bool]]:
         """Give what comes into the stream, until the run ends or a slow reader falls too far behind."""
@@ -341,6 +376,83 @@ class RemoteRun:
                     yield self._shown(row)
         finally:
             watcher.unfollow(key, told)
+
+    async def _begun_narration(self, after: int | None) -> Narration:
+        reader = self._services.reader
+        if self._narration is None or after is not None:
+            self._narration = Narration(reader, self.run_id, self.last_sequence)
+        if not await self._kept():
+            logger.warning(
+                "this run keeps no history, so it has no internal events: run_id=%s; start it with "
+                "Client(history=True) or STEPFLEET_HISTORY=on",
+                self.run_id,
+            )
+        return self._narration
+
+    async def _narrated(
+        self, narration: Narration, end: asyncio.Task[Ended]
+    ) -> AsyncGenerator[tuple[Event, bool]]:
+        """Give internal events too, each where it belongs among the public ones."""
+        async with aclosing(self._items(narration, end)) as items:
+            async for item in items:
+                if isinstance(item, InternalDispatchEvent):
+                    yield item, False
+                elif isinstance(item, PublicRow):
+                    for gap in self._gap(item.seq):
+                        yield gap, False
+                    yield self._shown(item)
+        for event in self._terminal(end.result()):
+            yield event
+
+    async def _items(self, narration: Narration, end: asyncio.Task[Ended]) -> AsyncGenerator[Item]:
+        """Give what comes into the public stream and the history, until the run has ended."""
+        keys, watcher = self._services.fleet.keys, self._services.watcher
+        changed = asyncio.Event()
+
+        def told(_: object) -> None:
+            changed.set()
+
+        end.add_done_callback(told)
+        followed = {
+            keys.events(self.run_id): f"{self.last_sequence}-0",
+            keys.history(self.run_id): narration.position,
+        }
+        for key, position in followed.items():
+            watcher.follow(key, position, told)
+        try:
+            ended = False
+            while not ended:
+                changed.clear()
+                ended = end.done()
+                await narration.read()
+                while (item := narration.next()) is not None:
+                    yield item
+                if not ended:
+                    await changed.wait()
+        finally:
+            for key in followed:
+                watcher.unfollow(key, told)
+
+    # -- verbose -----------------------------------------------------------------------------------
+
+    def speak(self) -> None:
+        """Say what the run does, from its beginning; whoever awaits the result waits for the last line."""
+        if self._speaker is None:
+            self._speaker = self._services.spawn(self._spoken(Speaker(self._codec)))
+            self._speaker.add_done_callback(_seen)
+
+    async def _spoken(self, speaker: Speaker) -> None:
+        await self.started()
+        await self._services.watcher.ready()
+        end = self._services.spawn(self.ended())
+        end.add_done_callback(_seen)
+        narration = Narration(self._services.reader, self.run_id, 0)
+        async with aclosing(self._items(narration, end)) as items:
+            async for item in items:
+                speaker.say(item)
+        speaker.end(end.result().entry)
+
+    # -- their parts -------------------------------------------------------------------------------
 
     def _gap(self, seq: int) -> list[StreamGapEvent]:
         first = self.last_sequence + 1
@@ -391,7 +503,10 @@ class RemoteRun:
     ) -> None:
         routes = await self._routing.routes(event, type_id, step)
         parent = f"{self.run_id}/{operation}"
-        record = encode_record(Record(parent, type_id, payload, target=step))
+        kept = await self._kept()
+        lineage = {history.HISTORY: kept} if kept else None
+        sent = Record(parent, type_id, payload, lineage=lineage, target=step)
+        record = encode_record(sent)
         words: list[Word] = [
             arrival(
                 route,
@@ -401,10 +516,31 @@ class RemoteRun:
             )
             for position, route in enumerate(routes)
         ]
-        answer = await self._commit(operation, words)
+        commit = history.emitted(Commit(self.run_id, OperationFence(operation), words), sent, None)
+        answer = await self._services.committer.commit(commit)
         if answer.word == "over":
             raise WorkflowRuntimeError(f"run {self.run_id} has ended: it takes no more events")
         self._settled(answer)
+
+    async def running_steps(self) -> list[str]:
+        """Return the steps whose executions are in streams, by name."""
+        await self.started()
+        reader = self._services.reader
+        record = (await reader.runs([self.run_id]))[0]
+        if record is None:
+            raise not_found(self.run_id)
+        if record.status != "running":
+            return []
+        return endings.what_it_waits_for(await reader.pending(self.run_id), {}, {})[0]
+
+    def all_events(self) -> AsyncGenerator[Event]:
+        """Give public and internal events."""
+        return self.events(None, expose_internal=True)
+
+    async def _kept(self) -> int:
+        if self._history is None:
+            self._history = await self._services.reader.kept(self.run_id)
+        return self._history
 
     async def cancel(self, timeout: float) -> None:
         """Cancel the run, if it goes on, and look at its end."""
@@ -422,6 +558,26 @@ class RemoteRun:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self.ended()
+
+    async def told(self) -> ToldRun:
+        """Return what the run did until now, over a connection of the running event loop."""
+        fleet = self._services.fleet
+        link = fleet.link("client-history")
+        try:
+            reader = RunReader(link, fleet.keys)
+            record = (await reader.runs([self.run_id]))[0]
+            if record is None:
+                raise not_found(self.run_id)
+            rows: list[HistoryEntry] = []
+            while more := await reader.history(self.run_id, rows[-1].entry if rows else "0-0"):
+                rows += more
+            return ToldRun(record.workflow, record.status, [entry.row for entry in rows])
+        finally:
+            await link.close()
+
+    def cancel_soon(self) -> None:
+        """Cancel the run without waiting."""
+        self._services.spawn(self.cancel(timeout=0)).add_done_callback(_seen)
 
     async def status(self) -> RunStatus:
         """Return what is recorded of the run."""

@@ -200,6 +200,11 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Public events kept per run; older ones are trimmed.",
     )
+    history: Annotated[Literal["off", "on"], BeforeValidator(_lower)] = Field(
+        default="off",
+        description="Runs keep a row about each commit: for internal events and drawings of what "
+        "they did.",
+    )
     inbox_limit: int = Field(
         default=100,
         ge=1,

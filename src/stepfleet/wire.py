@@ -188,6 +188,66 @@ def decode_unclaimed(data: bytes) -> Unclaimed:
     return Unclaimed(*_typed(fields, (str, bytes, int), "inbox element", data))
 
 
+class HistoryRow(NamedTuple):
+    """What one commit of a run did."""
+
+    #: The delivery that it settled, else the one that emitted; '' for somebody outside.
+    delivery: str = ""
+    #: Of a settled execution: step, type of its event, outcome (returned, failed, suspended), type
+    #: that it returned.
+    step: str = ""
+    input: str = ""
+    outcome: str = ""
+    output: str = ""
+    #: What it emitted: (step, type, deliveries) each.
+    emitted: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    #: Type and target of an event that nobody took.
+    unhandled: tuple[str, str] = ("", "")
+    #: The run ended with it.
+    ends: bool = False
+    #: How many public events followed from the outcome.
+    late: int = 0
+    #: Of a verbose run: type and content of each event that was emitted.
+    events: tuple[tuple[str, bytes], ...] = ()
+
+
+def encode_history_row(row: HistoryRow) -> bytes:
+    """Return the bytes of a row of a history."""
+    return _pack((VERSION, *row))
+
+
+def decode_history_row(data: bytes) -> HistoryRow:
+    """Return the row that `encode_history_row` wrote.
+
+    Raises:
+        DecodeError: the bytes are no row, or one of a newer version.
+    """
+    fields = _unpack(data, "history row", len(HistoryRow._fields))
+    shape = (str, str, str, str, str, list, list, bool, int, list)
+    *texts, emitted, unhandled, ends, late, events = _typed(fields, shape, "history row", data)
+    return HistoryRow._make(
+        [
+            *texts,
+            tuple(_emitted(group, data) for group in emitted),
+            _tuple_of(unhandled, (str, str), data),
+            ends,
+            late,
+            tuple(_tuple_of(event, (str, bytes), data) for event in events),
+        ]
+    )
+
+
+def _emitted(group: Any, data: bytes) -> tuple[str, str, tuple[str, ...]]:
+    step, event, names = _tuple_of(group, (str, str, list), data)
+    return step, event, _tuple_of(names, (str,) * len(names), data)
+
+
+def _tuple_of(fields: Any, shape: tuple[type, ...], data: bytes) -> tuple[Any, ...]:
+    if not isinstance(fields, list) or len(cast("list[Any]", fields)) != len(shape):
+        raise DecodeError("a history row has a part of another length", data)
+    return tuple(_typed(cast("list[Any]", fields), shape, "history row", data))
+
+
 class BufferedEvent(NamedTuple):
     """An event in a collect buffer."""
 

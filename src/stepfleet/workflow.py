@@ -104,6 +104,8 @@ class Workflow:
     _is_bare: ClassVar[bool] = False
 
     _constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    #: What `run()` returned last.
+    _last_run: WorkflowHandler | None = None
     _stepwise: Stepwise | None = None
 
     def __init_subclass__(cls, *, types: Iterable[type] = (), **kwargs: Any) -> None:
@@ -296,7 +298,8 @@ class Workflow:
                 "arguments of run() are not used: the run goes on from its context workflow=%s",
                 type(self).__name__,
             )
-        return self.runtime.submit(self, event, run_id=run_id, ctx=ctx)
+        handler = self._last_run = self.runtime.submit(self, event, run_id=run_id, ctx=ctx)
+        return handler
 
     # -- old forms -------------------------------------------------------------------------------
 
@@ -440,6 +443,11 @@ def stepwise_of(workflow: Workflow) -> Stepwise | None:
 def _refuse(what: str, problems: Sequence[str]) -> None:
     if problems:
         raise WorkflowValidationError("\n  - ".join([f"{what}:", *problems]))
+
+
+def last_run_of(workflow: Workflow) -> WorkflowHandler | None:
+    """Return the handler of the run that an instance started last."""
+    return workflow._last_run  # pyright: ignore[reportPrivateUsage]
 
 
 def install_default_runtime(factory: RuntimeFactory | None) -> None:

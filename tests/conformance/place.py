@@ -84,6 +84,12 @@ class Place:
         self._clients.append(client)
         return client
 
+    def keep_history(self) -> None:
+        """Lets the runs that are started from now on keep a history, as those in memory do."""
+        if not self.in_memory:
+            self._settings = Settings(namespace=self.namespace, history="on")
+            self.client = self.new_client()
+
     def new_fleet(self) -> Fleet:
         """Returns connections of its own."""
         return self._local or self._bounded(fleet_of(self.url, self._settings))

@@ -390,6 +390,60 @@ async def test_cancelling_a_run_that_has_ended_changes_nothing(place: Place) -> 
     assert (await handler.status()).status == "completed"
 
 
+async def test_a_cancelled_run_has_ended_when_the_cancel_returns(place: Place) -> None:
+    flow = await place.serve(Slow, disable_validation=True)
+    handler = flow.run()
+    async for event in handler.stream_events():
+        if isinstance(event, Item):
+            break
+    await handler.cancel_run()
+    assert handler.is_done()
+    assert isinstance(handler.get_stop_event(), WorkflowCancelledEvent)
+    with pytest.raises(WorkflowCancelledByUser):
+        await handler
+
+
+async def test_the_forms_of_a_future_are_deprecated_and_work(place: Place) -> None:
+    class Flow(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> StopEvent:
+            if ev.fail:
+                raise ValueError("no")
+            return StopEvent(result=1)
+
+    flow = await place.serve(Flow)
+    good, bad = flow.run(fail=False), flow.run(fail=True)
+    with pytest.warns(DeprecationWarning, match=r"use is_done\(\)"):
+        assert not good.done()
+    await good
+    with pytest.raises(ValueError, match="no"):
+        await bad
+    with pytest.warns(DeprecationWarning, match="done is deprecated"):
+        assert good.done()
+    with pytest.warns(DeprecationWarning, match="await the handler, which raises it"):
+        assert good.exception() is None
+    with pytest.warns(DeprecationWarning, match="exception is deprecated"):
+        assert isinstance(bad.exception(), ValueError)
+    with pytest.warns(DeprecationWarning, match="cancelled is deprecated"):
+        assert not bad.cancelled()
+    assert str(good) == (
+        f"WorkflowHandler(workflow={flow.workflow_name}, run_id={good.run_id}, result=1)"
+    )
+
+
+async def test_the_deprecated_cancel_cancels(place: Place) -> None:
+    flow = await place.serve(Slow, disable_validation=True)
+    handler = flow.run()
+    async for event in handler.stream_events():
+        if isinstance(event, Item):
+            with pytest.warns(DeprecationWarning, match="cancel_run"):
+                handler.cancel()
+    with pytest.raises(WorkflowCancelledByUser):
+        await handler
+    with pytest.warns(DeprecationWarning, match="cancelled is deprecated"):
+        assert handler.cancelled()
+
+
 async def test_a_run_is_cancelled_from_another_process(place: Place) -> None:
     flow = await place.serve(Slow, disable_validation=True)
     handler = flow.run()

@@ -27,6 +27,7 @@ from stepfleet.core.commit import (
     SetTimer,
     Stage,
     Stored,
+    Tell,
     Unapplied,
     Unlock,
     Unwrite,
@@ -95,6 +96,30 @@ def test_a_mark_names_what_this_execution_did_not_repeat(rig: Rig) -> None:
     rig.apply(settle(entry, Mark(b"mark", entry.id, ("g",)), Forget(entry.id)))
     name, fields = rig.client.xrevrange(rig.keys.events(run_id), count=1)[0]
     assert (name, fields) == (b"4-0", {b"d": b"mark", b"seqs": b"1,3"})
+
+
+def test_a_row_of_the_history_says_where_deliveries_went_with_its_commit(rig: Rig) -> None:
+    run_id = rig.start(emit(NARROW, "a", "b", "c"))
+    first = rig.take(NARROW)
+    rig.apply(settle(first, Publish(b"shown"), emit(WIDE, "w"), Tell(b"row"), Note("late", "x")))
+    ((name, fields),) = rig.client.xrange(rig.keys.history(run_id))
+    assert abs(int(name.split(b"-")[0]) - rig.now_ms()) < 60_000
+    assert (fields[b"d"], fields[b"s"]) == (b"row", b"1")
+    told = fields[b"o"].decode().split("\n")
+    opened = rig.client.hgetall(rig.keys.open(run_id))
+    # What was let go for the slot that is free again, then what was emitted; not what follows the word.
+    assert told[::2] == [did("c"), did("w")]
+    assert told[1::2] == [opened[did(name).encode()].decode() for name in ("c", "w")]
+
+
+def test_the_history_of_a_run_goes_with_it(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "a"), Tell(b"first"))
+    rig.apply(settle(rig.take(WIDE), Tell(b"last"), end()))
+    assert [fields[b"d"] for _, fields in rig.client.xrange(rig.keys.history(run_id))] == [
+        b"first",
+        b"last",
+    ]
+    assert rig.keys.history(run_id).encode() in rig.client.smembers(rig.keys.further(run_id))
 
 
 def test_a_mark_with_nothing_to_name_publishes_nothing(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -43,6 +44,15 @@ class Run:
 
     def to_dict(self, serializer: BaseSerializer, *, include_state: bool) -> dict[str, Any]:
         return {"serializer": serializer, "include_state": include_state}
+
+    async def running_steps(self) -> list[str]:
+        return ["s"]
+
+    async def all_events(self) -> AsyncGenerator[Event]:
+        yield Item(n=7)
+
+    async def result(self) -> Any:
+        return "result"
 
 
 class Step:
@@ -103,6 +113,11 @@ async def test_a_caller_sends_and_reads_but_does_nothing_that_belongs_to_steps()
     ):
         with pytest.raises(ContextStateError, match=f"^{name} is only available from within step"):
             call()
+    assert await ctx.running_steps() == ["s"]
+    with pytest.warns(DeprecationWarning, match="use handler.stream_events"):
+        assert [event async for event in ctx.stream_events()] == [Item(n=7)]
+    with pytest.warns(DeprecationWarning, match="await the handler"):
+        assert await ctx.get_result() == "result"
     run.done = True
     assert not ctx.is_running
 
@@ -139,6 +154,10 @@ async def test_in_a_step_everything_goes_to_the_worker() -> None:
     assert (ctx.run_id, ctx.is_running, ctx.idempotency_key) == ("r1", True, "r1:d1")
     assert await ctx.store.get("where") == "step"
     assert ctx.retry_info().retry_number == 1
+    with pytest.raises(
+        ContextStateError, match="^running_steps is only available from handler code"
+    ):
+        await ctx.running_steps()
 
 
 async def test_a_wait_lasts_two_thousand_seconds_unless_told_otherwise() -> None:

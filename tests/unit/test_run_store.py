@@ -169,6 +169,13 @@ COMMITS: dict[str, list[Commit]] = {
         Commit("run3", c.StrayFence(WORK, "3-0"), [c.DeadLetter(("run", "run3", "n", 4))]),
         Commit("run4", c.EntryFence(Route("Flow", "__sys", ""), "4-0", ""), [c.Wake(LIMITED)]),
     ],
+    "history": [
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [c.Emit(WORK, ((D2, b"record"),)), c.Tell(b"row"), c.End("completed", b"end")],
+        )
+    ],
     "continuation": [
         Commit(
             "run1~1",

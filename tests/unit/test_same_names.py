@@ -69,9 +69,6 @@ WITHOUT = {
     "BaseSerializer.validation_context": "types are given to the serializer",
     "JsonSerializer.resolve_class": "a class is looked up, never imported",
     "JsonSerializer.validation_context": "types are given to the serializer",
-    "Context.get_result": OF_HANDLER,
-    "Context.running_steps": OPEN,
-    "Context.stream_events": OF_HANDLER,
     "Context.streaming_queue": OF_HANDLER,
     "DictLikeModel.custom_model_dump": "the name of a serializer that pydantic calls",
     "InMemorySerializedState.default_store_type": "the name of a validator that pydantic calls",
@@ -82,10 +79,6 @@ WITHOUT = {
     "StepConfig.collection_policy": "named `collects`",
     "StepConfig.is_fan_out": "named `listed`",
     "StopEvent.custom_model_dump": "the name of a serializer that pydantic calls",
-    "WorkflowHandler.cancel": "deprecated there: `cancel_run()`",
-    "WorkflowHandler.cancelled": "deprecated there: `get_stop_event()`",
-    "WorkflowHandler.done": "deprecated there: `is_done()`",
-    "WorkflowHandler.exception": "deprecated there: await the handler",
 }
 
 

@@ -55,6 +55,22 @@ KINDS = {
         wire.encode_record,
         wire.decode_record,
     ),
+    "history-row": Kind(
+        wire.HistoryRow(
+            delivery="AAAAAAAAAAAAAAAAAAAAAA",
+            step="work",
+            input="flows.Work",
+            outcome="returned",
+            output="flows.Done",
+            emitted=(("join", "flows.Done", ("BBBBBBBBBBBBBBBBBBBBBB",)),),
+            unhandled=("flows.Stray", "work"),
+            ends=True,
+            late=1,
+            events=(("Done", b"\x80"),),
+        ),
+        wire.encode_history_row,
+        wire.decode_history_row,
+    ),
     "public-event": Kind(
         wire.PublicEntry("event", "Progress", b"\x80", "step", "delivery", 2, "a1b2c3.7"),
         wire.encode_public,

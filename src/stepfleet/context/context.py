@@ -6,9 +6,11 @@ in the hands of whoever started or attached to the run. A method used on the wro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
+
+from typing_extensions import deprecated
 
 from stepfleet.context.old_forms import OldForms
 from stepfleet.context.serializers import BaseSerializer, JsonSerializer
@@ -100,6 +102,18 @@ class RunFace(Protocol):
     @property
     def was_cancelled(self) -> bool:
         """Whether that end was a cancellation: its pending work is kept."""
+        ...
+
+    async def running_steps(self) -> list[str]:
+        """Return the steps whose executions are in streams, by name."""
+        ...
+
+    def all_events(self) -> AsyncGenerator[Event]:
+        """Give public and internal events."""
+        ...
+
+    async def result(self) -> Any:
+        """Wait for the end and return the result."""
         ...
 
 
@@ -282,6 +296,33 @@ class Context(OldForms, Generic[StateT]):
         steps = () if self._workflow is None else self._workflow.step_names()
         return compose(state, steps)
 
+    async def running_steps(self) -> list[str]:
+        """Return the names of the steps that run now, or that the next free worker takes.
+
+        Raises:
+            ContextStateError: not outside of steps, in the hands of whoever started the run.
+            RunNotFound: no such run.
+        """
+        return await self._outside("running_steps").running_steps()
+
+    @deprecated("Context.stream_events is deprecated: use handler.stream_events")
+    def stream_events(self) -> AsyncGenerator[Event]:
+        """Give public and internal events.
+
+        Raises:
+            ContextStateError: not outside of steps, in the hands of whoever started the run.
+        """
+        return self._outside("stream_events").all_events()
+
+    @deprecated("Context.get_result is deprecated: await the handler")
+    async def get_result(self) -> Any:
+        """Wait for the end of the run and return its result.
+
+        Raises:
+            Exception: as awaiting the handler.
+        """
+        return await self._outside("get_result").result()
+
     def send_event(self, message: Event, step: str | None = None) -> None:
         """Send an event to every step that accepts it, or to one step.
 
@@ -369,6 +410,15 @@ class Context(OldForms, Generic[StateT]):
             timeout=timeout,
         )
         return cast(EventT, event)
+
+    def _outside(self, what: str) -> RunFace:
+        if self._run is not None:
+            return self._run
+        if self._step is None:
+            raise _not_running(what)
+        raise ContextStateError(
+            f"{what} is only available from handler code, not from within steps."
+        )
 
     def _in_step(self, what: str) -> StepFace:
         if self._step is not None:

@@ -382,6 +382,12 @@ class Unkeep(NamedTuple):
     event: bytes
 
 
+class Tell(NamedTuple):
+    """Adds a row to the run's history, with what this commit let into streams so far."""
+
+    row: bytes
+
+
 class Note(NamedTuple):
     """Writes where a delivery is."""
 
@@ -586,6 +592,7 @@ Word = (
     | Unwait
     | Keep
     | Unkeep
+    | Tell
     | Note
     | Forget
     | Write

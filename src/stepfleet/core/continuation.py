@@ -62,6 +62,7 @@ from stepfleet.wire import (
 _NOT_ADOPTED: Final = (
     *("hold:", "stage:", "wait", "inbox", "ops", "store", "lock", "events", "children"),
     "checkpoints",
+    "history",
 )
 
 
@@ -178,13 +179,14 @@ def continuation(
     if not cut.pending and not any(cut.held.values()):
         words.append(Deadline(0))
     words.append(Succeed(cut.run_id))
-    return Commit(
-        run_id, _fence(cut.run_id, run_id, workflow, timeout_ms), words, _expectations(cut)
-    )
+    return Commit(run_id, _fence(cut, run_id, workflow, timeout_ms), words, _expectations(cut))
 
 
-def _fence(earlier: str, run_id: str, workflow: str, timeout_ms: int | None) -> NewRunFence:
+def _fence(cut: Cut, run_id: str, workflow: str, timeout_ms: int | None) -> NewRunFence:
+    earlier = cut.run_id
     fields = ["status", "running", "workflow", workflow, "continues", earlier]
+    if cut.text("history"):
+        fields += ["history", cut.text("history")]
     fields += _budget(timeout_ms)
     digest = hashlib.blake2b(f"{earlier}\0{run_id}".encode(), digest_size=16).hexdigest()
     return NewRunFence(digest, fields)

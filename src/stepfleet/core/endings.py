@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stepfleet.codec import Codec
+from stepfleet.core import history
 from stepfleet.core.commit import (
     Commit,
     ControlFence,
     End,
+    Expectation,
     Fence,
     Join,
     Live,
@@ -20,7 +22,7 @@ from stepfleet.core.commit import (
     Write,
 )
 from stepfleet.core.delivery import Record, delivery_id
-from stepfleet.core.plan import arrival
+from stepfleet.core.plan import Plan, arrival
 from stepfleet.events import (
     StopEvent,
     WorkflowCancelledEvent,
@@ -42,6 +44,8 @@ def start(
     headers: dict[str, str] | None = None,
     parent: str = "",
     limit: int | None = None,
+    keeps: int = 0,
+    plan: Plan | None = None,
 ) -> Commit:
     """Return the commit that makes a run: its record, its first deliveries, its first store values.
 
@@ -56,24 +60,31 @@ def start(
         headers: trace headers.
         parent: the run whose step starts it; it must be live, and its end is the end of this one.
         limit: how many limited runs of the workflow go on at once; beyond that it is queued.
+        keeps: what its history keeps; 0: it has none.
+        plan: the workflow, where its class is known.
     """
-    record = encode_record(Record(run_id, type_id, payload, headers=headers))
+    lineage = {history.HISTORY: keeps} if keeps else None
+    first = Record(run_id, type_id, payload, lineage=lineage, headers=headers)
+    record = encode_record(first)
     fields: list[str] = ["status", "running", "workflow", routes[0].workflow]
     if timeout_ms is not None:
         # The budget; the first execution of the run turns it into a deadline.
         fields += ["deadline", f"?{timeout_ms}", "timeout", str(timeout_ms)]
+    if keeps:
+        fields += ["history", str(keeps)]
     emits = [
         arrival(route, delivery_id(run_id, route.step, "start", 0), record, awaitable=False)
         for route in routes
     ]
     words: list[Word] = [] if limit is None else [Place(routes[0].workflow, limit)]
     words += [Write(name, value) for name, value in values.items()]
-    if not parent:
-        return Commit(run_id, NewRunFence(digest, fields), [*words, *emits])
-    fields += ["parent", parent]
-    return Commit(
-        run_id, NewRunFence(digest, fields), [*words, Join(parent), *emits], [Live(parent)]
-    )
+    expects: list[Expectation] = []
+    if parent:
+        fields += ["parent", parent]
+        words.append(Join(parent))
+        expects.append(Live(parent))
+    commit = Commit(run_id, NewRunFence(digest, fields), [*words, *emits], expects)
+    return history.emitted(commit, first, plan)
 
 
 def cancelled(run_id: str, workflow: str, codec: Codec) -> Commit:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from stepfleet.collect import Take
 from stepfleet.core.commit import Consume, Emit, Gather, Open, Publish, Route, Tally, Within, Word
 from stepfleet.core.delivery import Delivery, Record, delivery_id
+from stepfleet.core.history import HISTORY
 from stepfleet.core.outcome import Encoded, Returned
 from stepfleet.core.plan import Plan, arrival
 from stepfleet.events import CollectionReleaseEvent, Event, InputRequiredEvent
@@ -148,14 +149,16 @@ def _scope(
 
 
 def _release(delivery: Delivery, route: Route, plan: Plan) -> tuple[Route, str, bytes]:
-    scopes = scopes_of(delivery.record.lineage)
+    around: dict[str, Any] = delivery.record.lineage or {}
     event = CollectionReleaseEvent(
         stream_id=delivery.id, binding_id=f"{delivery.route.step}->{route.step}"
     )
+    # Budgets of handlers belong to the lines of events that come together here.
+    lineage = {name: around[name] for name in (SCOPES, HISTORY) if around.get(name)}
     record = Record(
         delivery.id,
         *plan.codec.encode_event(event),
-        lineage={SCOPES: scopes} if scopes else None,
+        lineage=lineage or None,
         headers=delivery.record.headers,
     )
     return route, delivery_id(delivery.id, route.step, "release", 0), encode_record(record)

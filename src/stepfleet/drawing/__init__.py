@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import deprecated
 
+from stepfleet.client import Client
+from stepfleet.connect import default_runtime
+from stepfleet.drawing.execution import execution_graph
 from stepfleet.drawing.layout import NODE_HEIGHT, Layout, Point, layered
+from stepfleet.errors import WorkflowRuntimeError
+from stepfleet.handler import WorkflowHandler, port_of
 from stepfleet.representation import (
     WorkflowEventNode,
     WorkflowGraph,
@@ -21,12 +29,14 @@ from stepfleet.representation import (
     WorkflowStepNode,
     get_workflow_representation,
 )
-from stepfleet.workflow import Workflow
+from stepfleet.workflow import Workflow, last_run_of
 
 __all__ = [
     "draw_all_possible_flows",
     "draw_all_possible_flows_mermaid",
     "draw_all_possible_paths",
+    "draw_most_recent_execution",
+    "draw_most_recent_execution_mermaid",
 ]
 
 #: Fill and border of each kind of node; the text is dark on all of them.
@@ -36,6 +46,7 @@ COLOURS = {
     "start": ("#dcfce7", "#15803d"),
     "stop": ("#fee2e2", "#b91c1c"),
     "external": ("#fef3c7", "#b45309"),
+    "failed": ("#fecaca", "#991b1b"),
     "resource": ("#ede9fe", "#6d28d9"),
     "resource_config": ("#fae8ff", "#a21caf"),
     "other": ("#ffffff", "#4b5563"),
@@ -126,6 +137,72 @@ def draw_all_possible_paths(
         Exception: as `draw_all_possible_flows`.
     """
     return draw_all_possible_flows(workflow, filename)
+
+
+def draw_most_recent_execution(
+    run: WorkflowHandler | Workflow | str,
+    filename: str | os.PathLike[str] = "workflow_recent_execution.html",
+    *,
+    client: Client | None = None,
+) -> Path:
+    """Write a page with what a run did, and return its path.
+
+    It is read from the run's history in Redis, also while the run goes on, and blocks meanwhile.
+
+    Args:
+        run: a handler, the id of a run, or a workflow instance, for the last run that it started.
+        filename: the page is one file that loads nothing else.
+        client: where a run id is known; without it, where `Workflow.run()` sends runs.
+
+    Raises:
+        WorkflowRuntimeError: the run keeps no history, or the instance started none.
+        RunNotFound: no such run.
+        OSError: the file cannot be written.
+    """
+    path = Path(filename)
+    path.write_text(_page(_execution(run, client)), encoding="utf-8")
+    return path
+
+
+def draw_most_recent_execution_mermaid(
+    run: WorkflowHandler | Workflow | str,
+    filename: str | os.PathLike[str] | None = None,
+    *,
+    client: Client | None = None,
+) -> str:
+    """Return what a run did as a Mermaid flowchart, and write it to a file if one is named.
+
+    Raises:
+        Exception: as `draw_most_recent_execution`.
+    """
+    mermaid = _mermaid(_execution(run, client))
+    if filename is not None:
+        Path(filename).write_text(mermaid, encoding="utf-8")
+    return mermaid
+
+
+def _execution(run: WorkflowHandler | Workflow | str, client: Client | None) -> WorkflowGraph:
+    if isinstance(run, Workflow):
+        handler = last_run_of(run)
+        if handler is None:
+            raise WorkflowRuntimeError(
+                f"this instance of {type(run).__name__} has started no run that could be drawn"
+            )
+    elif isinstance(run, str):
+        runtime: Any = client if client is not None else default_runtime()
+        handler = getattr(runtime, "client", runtime).handler(run)
+    else:
+        handler = run
+    # The connections of a client belong to its event loop, which this call does not leave.
+    with ThreadPoolExecutor(1) as thread:
+        told = thread.submit(asyncio.run, port_of(handler).told()).result()
+    if not told.rows:
+        raise WorkflowRuntimeError(
+            f"run {handler.run_id} keeps no history, so what it did cannot be drawn: start it with "
+            "Client(history=True) or STEPFLEET_HISTORY=on"
+        )
+    status = told.status.replace("_", " ")
+    return execution_graph(told.workflow, told.rows, description=f"run {handler.run_id}: {status}")
 
 
 def _look(node: WorkflowGraphNode) -> str:

@@ -144,6 +144,7 @@ def memory_fleet(
         bounds=Bounds(retention=RETENTION),
         limits=limits or Limits(),
         open_types=True,
+        keeps_history=True,
     )
 
 

@@ -38,6 +38,8 @@ class Fleet:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     limits: Limits = field(default_factory=Limits)
+    #: The runs that are started through it keep a history, unless they are told otherwise.
+    keeps_history: bool = False
     #: Unclaimed events kept per run.
     inbox_limit: int = 100
     #: Every class met in this process may travel (in memory: producer and worker are one process).

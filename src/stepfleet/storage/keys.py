@@ -145,6 +145,10 @@ class Keys:
         """Stream of the public events, created by the first one."""
         return f"{self._run}{run_id}:events"
 
+    def history(self, run_id: str) -> str:
+        """Stream of rows about each commit, of a run that keeps a history."""
+        return f"{self._run}{run_id}:history"
+
     def operations(self, run_id: str) -> str:
         """Zset of the last operation ids of clients."""
         return f"{self._run}{run_id}:ops"

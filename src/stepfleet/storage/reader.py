@@ -14,8 +14,10 @@ from stepfleet.storage.cutting import cut_of, reading
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.wire import (
+    HistoryRow,
     PublicEntry,
     Waiter,
+    decode_history_row,
     decode_public,
     decode_waiter,
     route_fields,
@@ -94,6 +96,18 @@ class PublicRow(NamedTuple):
     entry: PublicEntry
     #: Of a mark: the entries that were not repeated.
     stale: tuple[int, ...]
+
+
+class HistoryEntry(NamedTuple):
+    """One row of a run's history as it stands there."""
+
+    #: Its id in the stream, which begins with the time in ms.
+    entry: str
+    #: Last public sequence when it was written.
+    seq: int
+    row: HistoryRow
+    #: Where deliveries went with the commit, in order.
+    opened: Mapping[str, str]
 
 
 class Waits(NamedTuple):
@@ -199,6 +213,17 @@ class RunReader:
             "XRANGE", self.keys.events(run_id), f"({after}-0", "+", "COUNT", count
         )
         return [public_row(row) for row in rows]
+
+    async def kept(self, run_id: str) -> int:
+        """Return what the run's history keeps, 0 when it has none."""
+        return int(await self.link.call("HGET", self.keys.run(run_id), "history") or 0)
+
+    async def history(self, run_id: str, after: str, count: int = 500) -> list[HistoryEntry]:
+        """Return rows of a run's history behind an entry."""
+        rows = await self.link.call(
+            "XRANGE", self.keys.history(run_id), f"({after}", "+", "COUNT", count
+        )
+        return [_history_entry(row) for row in rows]
 
     async def waits(self, run_id: str) -> Waits:
         """Return the run's open waits."""
@@ -336,6 +361,17 @@ def public_row(row: Sequence[Any]) -> PublicRow:
     name, fields = row
     stale = tuple(int(seq) for seq in fields[3].split(b",")) if len(fields) > 3 else ()
     return PublicRow(int(name.split(b"-")[0]), decode_public(fields[1]), stale)
+
+
+def _history_entry(row: Sequence[Any]) -> HistoryEntry:
+    name, fields = row
+    opened: list[str] = fields[5].decode().split("\n") if fields[5] else []
+    return HistoryEntry(
+        name.decode(),
+        int(fields[3]),
+        decode_history_row(fields[1]),
+        dict(zip(opened[::2], opened[1::2], strict=True)),
+    )
 
 
 def encode_definition(definition: Definition) -> bytes:

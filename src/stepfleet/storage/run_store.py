@@ -418,6 +418,10 @@ def _unkeep(p: Packing, args: list[Arg], w: c.Unkeep) -> None:
     args += ("pull", p.key(p.keys.inbox(p.run_id)), w.event)
 
 
+def _tell(p: Packing, args: list[Arg], w: c.Tell) -> None:
+    args += ("tell", p.key(p.keys.history(p.run_id)), p.bounds.stream_limit, w.row)
+
+
 def _note(p: Packing, args: list[Arg], w: c.Note) -> None:
     args += ("note", w.delivery, w.where)
 
@@ -607,6 +611,7 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Unwait: _unwait,
     c.Keep: _keep,
     c.Unkeep: _unkeep,
+    c.Tell: _tell,
     c.Note: _note,
     c.Forget: _forget,
     c.Write: _write,

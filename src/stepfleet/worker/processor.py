@@ -24,6 +24,7 @@ from stepfleet.core.commit import (
     ControlFence,
     DeadLetter,
     EffectFence,
+    Emit,
     End,
     EntryFence,
     Expectation,
@@ -41,6 +42,7 @@ from stepfleet.core.commit import (
 )
 from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
+from stepfleet.core.history import emitted, settled
 from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
@@ -355,12 +357,13 @@ class Processor:
     def _decided(self, delivery: Delivery, outcome: Outcome, plan: Plan) -> Commit:
         now_ms = self._clock.redis_ms()
         try:
-            return decide(delivery, outcome, plan, now_ms=now_ms)
+            return settled(decide(delivery, outcome, plan, now_ms=now_ms), delivery, outcome, plan)
         except Exception as error:
             logger.exception("run_id=%s step=%s: an outcome makes no commit", *_where(delivery))
             # It would make none in the next execution either, so the step fails with the reason.
             traces = getattr(outcome, "traces", Traces())
-            return decide(delivery, Failed(error=error, traces=traces), plan, now_ms=now_ms)
+            failed = Failed(error=error, traces=traces)
+            return settled(decide(delivery, failed, plan, now_ms=now_ms), delivery, failed, plan)
 
     async def _outcome(self, held: Held, served: Served, known: Known, rerun: bool) -> Outcome:
         delivery = held.delivery
@@ -539,6 +542,8 @@ class Processor:
         held.armed = True
         words = effects_commit(delivery, effects, age_ms=self._age_ms(held))
         commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
+        if any(isinstance(word, Emit) for word in words):
+            commit = emitted(commit, delivery.record, execution.plan, by=delivery.id)
         self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
 
     def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:

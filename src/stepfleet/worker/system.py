@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from stepfleet.core import endings
+from stepfleet.core import endings, history
 from stepfleet.core.commit import (
     Answer,
     Commit,
@@ -111,9 +111,10 @@ def _routed(
         if waits:
             # A wait that began meanwhile wants to see it.
             expects.append(Is("waits", waits.ever))
-    return Commit(
-        delivery.run_id, EntryFence(delivery.route, delivery.entry, delivery.id), words, expects
-    )
+    fence = EntryFence(delivery.route, delivery.entry, delivery.id)
+    unhandled = not targets and not fitting
+    commit = Commit(delivery.run_id, fence, words, expects)
+    return history.passed_on(commit, delivery, plan, unhandled=unhandled)
 
 
 def _refused(delivery: Delivery, plan: Plan, event: Event, step: str) -> Commit:

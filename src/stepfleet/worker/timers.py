@@ -6,7 +6,7 @@ import logging
 from typing import Any, cast
 
 from stepfleet.codec import Codec, TypeRegistry
-from stepfleet.core import endings
+from stepfleet.core import endings, history
 from stepfleet.core.commit import Commit, DropTimer, Emit, Has, Save, TimerFence
 from stepfleet.errors import DecodeError, StoreRefused
 from stepfleet.storage.committer import Committer
@@ -14,7 +14,7 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
 from stepfleet.storage.reader import RunReader
 from stepfleet.storage.scripts import script
-from stepfleet.wire import Expiry, Promotion, decode_timer, encode_timer
+from stepfleet.wire import Expiry, Promotion, decode_record, decode_timer, encode_timer
 from stepfleet.worker.system import answered
 
 logger = logging.getLogger("stepfleet.worker.timers")
@@ -72,7 +72,8 @@ class Timers:
             return
         if isinstance(timer, Promotion):
             emit = Emit(timer.route, ((timer.delivery, timer.record),), awaitable=False)
-            answer = await self._committer.commit(Commit(run_id, fence, [emit]))
+            commit = _with_its_row(Commit(run_id, fence, [emit]), timer.record)
+            answer = await self._committer.commit(commit)
             if answer.word == "broken":
                 await self._bury(member, data)
             elif answer.word == "parking":
@@ -88,7 +89,8 @@ class Timers:
             answer = await self._committer.commit(drop)
         else:
             words = answered(waiter._replace(timer=""), ["time-out", waiter.waiter_id])
-            answer = await self._committer.commit(Commit(run_id, fence, words, [Has(timer.waiter)]))
+            commit = Commit(run_id, fence, words, [Has(timer.waiter)])
+            answer = await self._committer.commit(_with_its_row(commit, waiter.record))
             if answer.word in ("conflict", "parking"):
                 answer = await self._committer.commit(drop)
         if answer.word == "broken":
@@ -104,6 +106,14 @@ class Timers:
         letter = ("run", run_id, "timer", member, "reason", "broken run", "record", data)
         await self._link.call("XADD", keys.dead, *limit, "*", *letter)
         await self._link.calls([("ZREM", keys.timers, member), ("HDEL", keys.timer_data, member)])
+
+
+def _with_its_row(commit: Commit, record: bytes) -> Commit:
+    """Return a commit with its row of the history; what only newer code can read goes on without one."""
+    try:
+        return history.emitted(commit, decode_record(record), None)
+    except DecodeError:
+        return commit
 
 
 async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, codec: Codec) -> None:

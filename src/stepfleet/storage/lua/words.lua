@@ -245,6 +245,20 @@ local WORD = {
     check = function(j) rc('LLEN', key_at(j)) end,
     write = function(j) rc('LREM', key_at(j), 1, A[j + 1]) end,
   },
+  -- stream, how many are kept, row: with the last public sequence, and with where deliveries went until here
+  tell = {
+    size = 3,
+    check = function(j)
+      local rows = key_at(j)
+      if not sizes[rows] then sizes[rows] = rc('XLEN', rows) end
+      if sizes[rows] == 0 then can_register() end
+    end,
+    write = function(j)
+      local rows, seq = key_at(j), rc('HGET', run, 'seq') or '0'
+      rc('XADD', rows, 'MAXLEN', '~', A[j + 1], '*', 'd', A[j + 2], 's', seq, 'o', table.concat(opened, '\n'))
+      made(rows)
+    end,
+  },
   -- delivery, where it is
   note = {
     size = 2,
