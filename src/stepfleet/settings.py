@@ -217,6 +217,17 @@ class Settings(BaseSettings):
         le=timedelta(hours=1),
         description="How long to try to reach Redis at the start.",
     )
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="Where a worker serves `/metrics`, `/healthz` and `/readyz` over HTTP; 0: nowhere.",
+    )
+    metrics_address: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[A-Za-z0-9_.:%-]{1,255}$",
+        description="The address of that port: `0.0.0.0` for every network.",
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
     ] = Field(default="info", description="The least serious log line that the commands print.")
@@ -422,6 +433,8 @@ def _allowed(name: str, field: FieldInfo) -> str:
         return "`redis://`, `rediss://`, `unix://` or `memory://`"
     if name == "namespace":
         return "1 to 64 of `A-Z a-z 0-9 _ . -`"
+    if name == "metrics_address":
+        return "an IP address or a host name"
     if name in _TABLES:
         return f"{_TABLES[name]}, in pyproject.toml only"
     if choices := get_args(field.annotation):

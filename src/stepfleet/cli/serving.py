@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from stepfleet.cli.exits import CRASHED, HANDED_BACK, OK, forced_by, leave_within
 from stepfleet.cli.notify import notify
@@ -26,8 +27,12 @@ from stepfleet.core.plan import Plan
 from stepfleet.errors import SettingsError, StoreRefused
 from stepfleet.settings import Settings
 from stepfleet.storage.fleet import Fleet
+from stepfleet.telemetry.endpoint import health, readiness, serving
 from stepfleet.worker.worker import Worker, WorkerOptions
 from stepfleet.workflow import Workflow
+
+if TYPE_CHECKING:  # an extra
+    from stepfleet.telemetry.metrics import Metrics
 
 logger = logging.getLogger("stepfleet.worker")
 
@@ -96,11 +101,13 @@ async def serve(job: Job) -> int:
             raise
         return OK
     client = Client(job.fleet, patience=None)
-    worker = Worker(job.fleet, job.plans, options=_options(job), runtime=client)
+    metrics = _metrics(job)
+    worker = Worker(job.fleet, job.plans, options=_options(job), runtime=client, observer=metrics)
     signals.control(worker)
-    async with _health(job.health_file, worker) as on_ready:
+    ready = asyncio.Event()
+    async with _health(job.health_file, worker, ready), _served(job, worker, metrics, ready):
         try:
-            handed_back = await worker.run(burst=job.burst, on_ready=on_ready)
+            handed_back = await worker.run(burst=job.burst, on_ready=ready.set)
         except StoreRefused as error:
             raise StoreRefused(f"Redis at {job.shown_url} refuses: {error}") from error
     await client.close()
@@ -108,6 +115,34 @@ async def serve(job: Job) -> int:
     logger.info("ended: exit_code=%d", code)
     leave_within(LEAVING_S, code)
     return code
+
+
+def _metrics(job: Job) -> Metrics | None:
+    if not job.settings.metrics_port:
+        return None
+    try:
+        # An extra: it is loaded only when somebody asks for it.
+        from stepfleet.telemetry.metrics import Metrics as MetricsOfWorker  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(f"metrics_port = {job.settings.metrics_port}: {error}") from error
+    return MetricsOfWorker(job.fleet)
+
+
+@asynccontextmanager
+async def _served(
+    job: Job, worker: Worker, metrics: Metrics | None, ready: asyncio.Event
+) -> AsyncGenerator[None]:
+    """Serve metrics and health over HTTP, if there is a port for it."""
+    if metrics is None:
+        yield
+        return
+    pages = {
+        "/metrics": partial(metrics.answer, worker),
+        "/healthz": partial(health, worker),
+        "/readyz": partial(readiness, worker, ready),
+    }
+    async with serving(job.settings.metrics_address, job.settings.metrics_port, pages):
+        yield
 
 
 async def _probe(job: Job) -> None:
@@ -183,14 +218,13 @@ class _Signals:
 
 
 @asynccontextmanager
-async def _health(path: Path | None, worker: Worker) -> AsyncGenerator[Callable[[], None]]:
+async def _health(path: Path | None, worker: Worker, ready: asyncio.Event) -> AsyncGenerator[None]:
     """Give signs of life from the worker's first read to its end, while healthy: a fresh file, systemd."""
     if path is not None:
         _remove_stale(path)
-    ready = asyncio.Event()
     keeping = asyncio.create_task(_give_signs(path, worker, ready), name="stepfleet-health")
     try:
-        yield ready.set
+        yield
     finally:
         keeping.cancel()
         if path is not None:

@@ -42,6 +42,8 @@ _SETTINGS: Final = (
     "threads",
     "lease",
     "drain_timeout",
+    "metrics_port",
+    "metrics_address",
     "log_format",
     "log_level",
 )
@@ -75,6 +77,8 @@ class Given(TypedDict):
     burst: bool
     check: bool
     health_file: Path | None
+    metrics_port: str | None
+    metrics_address: str | None
     log_format: str | None
     log_level: str | None
     parent: int | None
@@ -103,6 +107,10 @@ class Given(TypedDict):
     type=click.Path(path_type=Path),
     help="A file that is touched while the worker is healthy.",
 )
+@click.option(
+    "--metrics-port", metavar="PORT", help="Serve /metrics, /healthz and /readyz here. [none]"
+)
+@click.option("--metrics-address", metavar="ADDRESS", help="And at this address. [127.0.0.1]")
 @click.option("--log-format", metavar="auto|console|json", help="How log lines look. [auto]")
 @click.option(
     "--log-level", metavar="LEVEL", help="debug, info, warning, error or critical. [info]"

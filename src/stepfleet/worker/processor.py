@@ -70,6 +70,7 @@ from stepfleet.worker.execution import (
     Known,
     is_answer,
 )
+from stepfleet.worker.observer import Observer
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.system import settle_system
@@ -131,6 +132,7 @@ class Processor:
         lease: float,
         locks: dict[str, str],
         runtime: Runtime | None,
+        observer: Observer | None = None,
     ) -> None:
         self._fleet = fleet
         self._clock = fleet.clock
@@ -142,6 +144,7 @@ class Processor:
         self._lease_ms = int(lease * 1000)
         self._locks = locks
         self._runtime = runtime
+        self._observer = observer
         self._served: dict[str, Served] = {}
         self._held: dict[tuple[Route, str], Held] = {}
         self._in_line: deque[Held] = deque()
@@ -345,6 +348,8 @@ class Processor:
             answer = await self._committer.commit(commit)
             if answer.word != "conflict":
                 self._log(delivery, outcome, commit.words, answer)
+                if self._observer is not None:
+                    self._observer.settled(delivery, outcome, commit.words, answer.word)
                 return known, answer
             known = await self._learned(delivery, outcome, known, answer)
             if not isinstance(outcome, Suspended) or answer.buffer:
@@ -383,11 +388,17 @@ class Processor:
         execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
         current_parent.set(self._parent(held, execution))
+        began = 0.0 if self._observer is None else self._clock.steady()
         with _step_log_context(delivery):
             outcome = await run_step(
                 execution, served.instance, executor=self._executor, clock=self._clock
             )
         execution.end("the step has returned")
+        if self._observer is not None:
+            ran_s = self._clock.steady() - began
+            added_ms = int(delivery.entry.partition("-")[0])
+            waited_s = (self._clock.redis_ms() - added_ms) / 1000 - ran_s
+            self._observer.ran(delivery, outcome, waited_s=waited_s, ran_s=ran_s)
         return outcome
 
     def _execution(
@@ -711,6 +722,8 @@ class Processor:
         self._committer.put(
             Commit(arrival.run_id, fence, [DeadLetter((*about, *what, *why))]), _ignored
         )
+        if self._observer is not None:
+            self._observer.unreadable(arrival.route.workflow, arrival.route.step)
         served = self._served.get(arrival.route.workflow)
         if served is not None and arrival.run_id:
             step = arrival.route.step

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core import endings
 from stepfleet.core.commit import Route
+from stepfleet.core.delivery import Delivery
 from stepfleet.core.plan import Plan
 from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
 from stepfleet.planning import definition_of
@@ -25,6 +26,7 @@ from stepfleet.storage.link import Arg
 from stepfleet.storage.reader import RunReader, encode_definition
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker.heartbeat import Heartbeat
+from stepfleet.worker.observer import Observer
 from stepfleet.worker.processor import Held, Processor
 from stepfleet.worker.timers import Timers
 from stepfleet.workflow import Runtime, Workflow
@@ -79,8 +81,10 @@ class Worker:
         *,
         options: WorkerOptions | None = None,
         runtime: Runtime | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._fleet = fleet
+        self._observer = observer
         self._options = options or WorkerOptions()
         self._workflows = dict(workflows)
         self._runtime = runtime
@@ -129,6 +133,7 @@ class Worker:
             lease=lease,
             locks=self._heartbeat.locks,
             runtime=self._runtime,
+            observer=self._observer,
         )
         for plan, instance in self._workflows.values():
             self._processor.serve(plan, instance)
@@ -148,6 +153,20 @@ class Worker:
     def crashed(self) -> bool:
         """Whether one of its loops ended by a defect; its log line has the traceback."""
         return self._crashed
+
+    @property
+    def concurrency(self) -> int:
+        """Steps that it runs at once."""
+        return self._options.concurrency
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to stop: it takes no more."""
+        return self._draining or self._stop.is_set()
+
+    def streams(self) -> list[Route]:
+        """Return the step streams of its workflows, also of steps that it leaves to others."""
+        return [route for plan, _ in self._workflows.values() for route in plan.routes]
 
     def healthy(self) -> bool:
         """Tell whether it reads: a read ended lately, well or not, or there is no room for one.
@@ -426,6 +445,8 @@ class Worker:
             lease_ms=int(self._heartbeat.lease * 1000),
         )
         for arrival in arrivals:
+            if self._observer is not None and isinstance(arrival, Delivery) and arrival.route.step:
+                self._observer.reclaimed(arrival)
             self._processor.accept(arrival)
         if arrivals:
             logger.warning("took over deliveries of other workers: count=%d", len(arrivals))
@@ -490,6 +511,8 @@ class Worker:
         logger.error(
             "the lease ran out and others took this worker's deliveries: consumer=%s", self.consumer
         )
+        if self._observer is not None:
+            self._observer.lease_lost()
         self._processor.drop_all("gone")
         # What the old name still reads would wait for a reclaim, and count as lost.
         self._reads.interrupt()
