@@ -365,6 +365,37 @@ async def test_lists_and_their_joins_go_on(place: Place) -> None:
     assert await flow.run(ctx=Context.from_dict(flow, data)) == [1, 3, 5]
 
 
+async def test_a_collecting_step_goes_on_with_its_list(place: Place) -> None:
+    class Lists(Workflow):
+        gate = Gate()
+
+        @step
+        async def begin(self, ev: StartEvent) -> list[Item]:
+            return [Item(n=n) for n in range(3)]
+
+        @step
+        async def work(self, ev: Item) -> Done:
+            return Done(n=ev.n)
+
+        @step
+        async def join(self, evs: list[Done]) -> StopEvent:
+            await self.gate.pass_(len(evs))
+            return StopEvent(result=sorted(ev.n for ev in evs))
+
+    flow = await place.serve(Lists)
+    handler = flow.run()
+    await Lists.gate.reached(1)
+    data = handler.ctx.to_dict()
+    await cancelled(handler)
+    Lists.gate.open.set()
+    again = flow.run(ctx=handler.ctx)
+    assert await again == [0, 1, 2]
+    # Its list goes with it, under the new run's name.
+    lists = await place.call("KEYS", f"{place.keys.run(again.run_id)}:scope:*")
+    assert lists == []
+    assert await flow.run(ctx=Context.from_dict(flow, data)) == [0, 1, 2]
+
+
 async def test_the_store_of_the_cancelled_run_can_still_be_read(place: Place) -> None:
     flow_class = fan()
     flow = await place.serve(flow_class)

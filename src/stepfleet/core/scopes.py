@@ -60,9 +60,19 @@ def consumed(delivery: Delivery, plan: Plan) -> list[Word]:
     spec = plan.spec(delivery.route)
     if spec is None or not (spec.collects or spec.slots):
         return []
-    return [
-        Consume(delivery.record.parent, delivery.route) if spec.collects else Consume(delivery.id)
-    ]
+    if spec.collects:
+        return [Consume(gathered_in(delivery.record, plan), delivery.route)]
+    return [Consume(delivery.id)]
+
+
+def gathered_in(record: Record, plan: Plan) -> str:
+    """Return the scope whose list a collecting step takes. In a continuation it is not the record's parent.
+
+    Raises:
+        DecodeError: this code cannot read the record.
+    """
+    event = plan.codec.decode_event(record.type_id, record.payload)
+    return event.stream_id if isinstance(event, CollectionReleaseEvent) else record.parent
 
 
 def to_steps(

@@ -46,6 +46,7 @@ from stepfleet.core.history import emitted, settled
 from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
+from stepfleet.core.scopes import gathered_in
 from stepfleet.errors import (
     DeadLettered,
     DecodeError,
@@ -335,7 +336,11 @@ class Processor:
             return delivery
         name = keys.batch(run_id, delivery.id)
         if spec.collects:
-            name = keys.gathered(run_id, delivery.record.parent, spec.name)
+            try:
+                scope = gathered_in(delivery.record, plan)
+            except DecodeError:
+                return delivery._replace(batch=())  # its execution says what cannot be read
+            name = keys.gathered(run_id, scope, spec.name)
         batch = await self._patiently(self._reader.batch, run_id, delivery.id, name)
         return delivery._replace(batch=batch)
 
