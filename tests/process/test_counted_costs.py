@@ -52,7 +52,8 @@ async def test_what_worker_and_client_send_to_redis_for_a_step(
     """All of it, with the default settings and a worker that serves many workflows."""
     sent = costs.Sent(tmp_path / "sent")
     monkeypatch.setenv(costs.SENT, os.fspath(sent.path))
-    with TestFleet(tmp_path, lease="15s", sweep="5s") as fleet:
+    target = "tests.support.flows:COUNTED_BESIDE"
+    with TestFleet(tmp_path, target=target, lease="15s", sweep="5s") as fleet:
         fleet.start()
         with costs.written_down(sent.path), fleet.redis() as redis:
             async with Client(fleet.url) as client:

@@ -419,6 +419,10 @@ FLOWS: dict[str, Workflow] = {
         Poison,
     )
 }
+#: What the worker serves whose costs are counted: they depend on how many streams it reads.
+COUNTED_BESIDE = {
+    name: flow for name, flow in FLOWS.items() if name not in ("Listed", "CountedList")
+}
 
 if costs.SENT in os.environ:
     costs.write_down_all(Path(os.environ[costs.SENT]))

@@ -65,6 +65,7 @@ class Consumer:
         self._turn = 0
         #: Streams that gave all they were asked for in the last read.
         self._busy: list[str] = []
+        self._full: list[str] = []
         self._by_themselves = 0
         self.consumer = consumer
 
@@ -100,8 +101,15 @@ class Consumer:
         return self._noted(await self._read_new(self._streams, max(1, free // every), block=True))
 
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
-        """Remember which streams gave all they were asked for: there is likely more in them."""
-        self._busy = [one.stream for one in found if one.is_full]
+        """Remember which streams gave all they were asked for: there is likely more in them.
+
+        A single entry, all that a worker of many streams asks each for, tells so only where another came before
+        it: an idle worker would read twice for every step of a run (3.65 calls per step instead of 2.67).
+        """
+        full = [one.stream for one in found if one.is_full]
+        is_one = len(full) == 1 and sum(len(one.arrivals) for one in found) == 1
+        self._busy = [] if is_one and full != self._full else full
+        self._full = full
         return [arrival for one in found for arrival in one.arrivals]
 
     async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[_Found]:
