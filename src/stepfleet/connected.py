@@ -318,6 +318,7 @@ class Connected:
             digest=self.fleet.token(),
             values=values_to_write(values, plan.codec),
             timeout_ms=timeout_ms,
+            limit=target.limit,
         )
         if snapshot.given is not None:
             commit = commit._replace(words=[*commit.words, given(snapshot.given, plan)])

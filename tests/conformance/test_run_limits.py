@@ -213,3 +213,15 @@ async def test_no_key_of_a_limit_outlives_its_runs(fleet: Place) -> None:
 
 async def _no_places(place: Place) -> bool:
     return not await place.call("KEYS", f"{place.keys.tag}:runs:*")
+
+
+async def test_a_run_that_goes_on_from_a_dictionary_waits_for_its_turn(place: Place) -> None:
+    gauge = Gauge()
+    flow = await place.serve(gauge.flow(), num_concurrent_runs=1)
+    first = flow.run(n=1)
+    await eventually(lambda: gauge.inside == 1, 10.0)
+    second = flow.run(ctx=Context.from_dict(flow, first.ctx.to_dict()))
+    assert (await second.status()).status == "queued"
+    gauge.gate.set()
+    assert await asyncio.gather(first, second) == [1, 1]
+    assert gauge.most == 1

@@ -221,3 +221,15 @@ def test_a_limit_whose_keys_are_damaged_ends_no_run_by_half(rig: Rig) -> None:
     commit = Commit(run_id, cancel(run_id).fence, [end("completed")._replace(workflow=WORKFLOW)])
     assert rig.commit(commit) == Answer("broken")
     assert rig.run(run_id)["status"] == "running"
+
+
+def test_as_many_runs_are_taken_out_as_a_step_awaited(rig: Rig) -> None:
+    owner = rig.start(emit(WIDE, "o"))
+    entry = rig.take(WIDE)
+    kept = child(rig, owner)
+    rig.apply(kept)
+    gone = tuple(f"{owner}~{n}" for n in range(9_000))
+    rig.client.sadd(rig.keys.children(owner), *gone)
+    rig.apply(settle(entry, Leave(gone), emit(WIDE, "next")))
+    assert children(rig, owner) == {kept.run_id}
+    assert list(rig.open(owner)) == ["next"]

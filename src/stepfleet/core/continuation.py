@@ -88,8 +88,11 @@ def revival(
     digest: str,
     values: Mapping[str, bytes],
     timeout_ms: int | None,
+    limit: int | None = None,
 ) -> Commit:
     """Return the commit that makes a run of what a snapshot has: a copy, which leaves its origin alone.
+
+    It waits for its turn as any other run; `limit` is that of `endings.start`.
 
     Raises:
         WorkflowRuntimeError: work is pending for a step that the workflow does not have.
@@ -97,7 +100,8 @@ def revival(
     _check_steps(cut, routes)
     held = [one for step in cut.waiting.values() for one in step]
     cut = cut._replace(pending=[*cut.pending, *held])
-    words: list[Word] = [Write(name, value) for name, value in values.items()]
+    words: list[Word] = [] if limit is None else [Place(workflow, limit)]
+    words += [Write(name, value) for name, value in values.items()]
     words += _emitted(cut, run_id, routes)
     for name, content in cut.kept.items():
         if name.startswith(_NOT_ADOPTED):

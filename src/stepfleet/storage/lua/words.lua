@@ -315,7 +315,12 @@ local WORD = {
   leave = {
     size = 2, n = 1, each = 1,
     check = function(j) rc('SCARD', key_at(j)) end,
-    write = function(j) rc('SREM', key_at(j), unpack(A, j + 2, j + 1 + A[j + 1])) end,
+    write = function(j)
+      local last = j + 1 + A[j + 1]
+      for first = j + 2, last, CHUNK do
+        rc('SREM', key_at(j), unpack(A, first, math.min(first + CHUNK - 1, last)))
+      end
+    end,
   },
   -- hash, field, value: a stored value; versions never come again, not even behind a removal
   write = {
