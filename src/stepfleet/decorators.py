@@ -53,6 +53,8 @@ class StepConfig:
     #: The types of `returns` that it returns by themselves, and those that it returns in lists.
     bare: tuple[type[Event], ...]
     listed: tuple[type[Event], ...]
+    #: What the annotation names beside events; None apart, no workflow with such a step is valid.
+    other_returns: tuple[Any, ...]
     context_param: str | None
     state_type: type[BaseModel] | None
     is_method: bool
@@ -81,9 +83,9 @@ class StepConfig:
         return self.event_param
 
     @property
-    def return_types(self) -> list[type[Event]]:
-        """The types that the step returns."""
-        return list(self.returns)
+    def return_types(self) -> list[Any]:
+        """What the annotation of the return names."""
+        return [*self.returns, *self.other_returns]
 
     @property
     def context_parameter(self) -> str | None:
@@ -260,6 +262,7 @@ def make_step_function(
         collects=signature.collects,
         bare=signature.bare,
         listed=signature.listed,
+        other_returns=signature.other_returns,
         context_param=signature.context_param,
         state_type=signature.state_type,
         is_method=signature.is_method,

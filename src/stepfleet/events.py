@@ -135,6 +135,10 @@ class StopEvent(Event):
             fields["result"] = result
         super().__init__(**fields)
 
+    @property
+    def _result(self) -> Any:
+        return self.result
+
     def __str__(self) -> str:
         return str(self.result)
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
@@ -73,6 +73,8 @@ class StepSpec:
     collects: Collect | None
     bare: tuple[type[Event], ...]
     listed: tuple[type[Event], ...]
+    #: What the annotation of the function names beside events, such as None.
+    other_returns: tuple[Any, ...]
     context_param: str | None
     state_type: type[BaseModel] | None
     num_workers: int
@@ -202,6 +204,7 @@ def check_graph(graph: Graph, *, skip: Collection[str] = ()) -> None:
     _check_lists_are_returned(graph)
     _check_joins_have_a_level(graph)
     _check_connections(graph)
+    _check_steps_return_events(graph)
     _ = graph.handlers
     problems = [
         problem
@@ -238,6 +241,7 @@ def _spec(name: str, function: Callable[..., Any]) -> StepSpec:
         collects=config.collects,
         bare=config.bare,
         listed=config.listed,
+        other_returns=config.other_returns,
         context_param=config.context_param,
         state_type=config.state_type,
         num_workers=config.num_workers,
@@ -383,6 +387,17 @@ def _check_connections(graph: Graph) -> None:
         raise WorkflowValidationError(
             f"The following events are produced but never consumed: {_names(never_consumed)}"
         )
+
+
+def _check_steps_return_events(graph: Graph) -> None:
+    for spec in graph.steps.values():
+        others = [one for one in spec.other_returns if one is not NoneType]
+        if others:
+            names = sorted(getattr(one, "__name__", str(one)) for one in others)
+            raise WorkflowValidationError(
+                "The following events are produced but never consumed: "
+                f"{', '.join(names)}. Step '{spec.name}' must return events or None."
+            )
 
 
 def _is_produced(spec: StepSpec, accepted: type[Event], produced: Collection[type[Event]]) -> bool:

@@ -60,6 +60,10 @@ class RunPort(RunFace, Protocol):
     shown_as: str
     last_sequence: int
 
+    async def result(self) -> Any:
+        """Wait for the end and return the result."""
+        ...
+
     async def stop_event(self) -> StopEvent:
         """Wait for the end and return its event, or raise its error."""
         ...
@@ -86,10 +90,6 @@ class RunPort(RunFace, Protocol):
 
     async def status(self) -> RunStatus:
         """Return what is recorded."""
-        ...
-
-    def ended_with(self) -> StopEvent | None:
-        """Return the event that ended the run, if it was seen here."""
         ...
 
     def failed_with(self) -> BaseException | None:

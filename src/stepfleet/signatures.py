@@ -56,6 +56,7 @@ class Signature:
     collects: Collect | None
     bare: tuple[type[Event], ...]
     listed: tuple[type[Event], ...]
+    other_returns: tuple[Any, ...]
     context_param: str | None
     state_type: type[BaseModel] | None
     is_method: bool
@@ -102,7 +103,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     _check_together(events)
     for parameter, annotation in others:
         _require_optional(function, parameter, annotation)
-    bare, listed = _return_types(function, hints)
+    bare, listed, other_returns = _return_types(hints)
     context_param, state_type = _only_context(function, contexts)
     return Signature(
         accepts=_unique(cls for parameter in events for cls in parameter.types),
@@ -112,6 +113,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
         collects=events[0].collects,
         bare=bare,
         listed=listed,
+        other_returns=other_returns,
         context_param=context_param,
         state_type=state_type,
         is_method=is_method,
@@ -247,26 +249,27 @@ def _require_named(function: Callable[..., Any], parameter: inspect.Parameter) -
 
 
 def _return_types(
-    function: Callable[..., Any], hints: dict[str, Any]
-) -> tuple[tuple[type[Event], ...], tuple[type[Event], ...]]:
-    """Return the types that a step returns by themselves, and those that it returns in lists."""
+    hints: dict[str, Any],
+) -> tuple[tuple[type[Event], ...], tuple[type[Event], ...], tuple[object, ...]]:
+    """Return the types that a step returns by themselves, those in lists, and what is no event.
+
+    Of the last, all but None are refused when the workflow is validated.
+    """
     if "return" not in hints:
         raise WorkflowValidationError(
             "Return types of workflows step functions must be annotated with their type."
         )
     bare: list[type[Event]] = []
     listed: list[type[Event]] = []
-    for member in _members_but_none(hints["return"]):
+    others: list[object] = []
+    for member in _union_members(hints["return"]):
         if in_list := _listed_types([member]):
             listed += in_list
         elif _is_event_type(member):
             bare.append(member)
         else:
-            raise WorkflowValidationError(
-                f"Step '{function.__name__}' must return events or None, "
-                f"but its return annotation names {_name(member)}."
-            )
-    return _unique(bare), _unique(listed)
+            others.append(member)
+    return _unique(bare), _unique(listed), tuple(others)
 
 
 def _state_type(function: Callable[..., Any], annotation: object) -> type[BaseModel] | None:

@@ -10,7 +10,7 @@ import pytest
 
 from stepfleet.context import BaseSerializer, Context
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
-from stepfleet.events import Event
+from stepfleet.events import Event, StopEvent
 from stepfleet.retry_policy import RetryInfo
 from stepfleet.store import LocalPort, StateStore
 
@@ -51,8 +51,8 @@ class Run:
     async def all_events(self) -> AsyncGenerator[Event]:
         yield Item(n=7)
 
-    async def result(self) -> Any:
-        return "result"
+    def ended_with(self) -> StopEvent | None:
+        return StopEvent(result="result") if self.done else None
 
 
 class Step:
@@ -116,10 +116,15 @@ async def test_a_caller_sends_and_reads_but_does_nothing_that_belongs_to_steps()
     assert await ctx.running_steps() == ["s"]
     with pytest.warns(DeprecationWarning, match="use handler.stream_events"):
         assert [event async for event in ctx.stream_events()] == [Item(n=7)]
-    with pytest.warns(DeprecationWarning, match="await the handler"):
-        assert await ctx.get_result() == "result"
+    with (
+        pytest.warns(DeprecationWarning, match="await the handler"),
+        pytest.raises(WorkflowRuntimeError, match="run_id r1 is not complete"),
+    ):
+        ctx.get_result()
     run.done = True
     assert not ctx.is_running
+    with pytest.warns(DeprecationWarning, match="await the handler"):
+        assert ctx.get_result() == "result"
 
 
 async def test_a_context_takes_one_run_after_the_other() -> None:

@@ -172,7 +172,7 @@ def test_the_special_events_carry_dynamic_fields(kind: type[Event]) -> None:
 
 def test_a_stop_event_has_a_result() -> None:
     assert StopEvent(result=3).result == 3
-    assert StopEvent("done").result == "done"
+    assert StopEvent("done").result == "done" == StopEvent("done")._result
     assert StopEvent().result is None
     assert str(StopEvent(result={"a": 1})) == "{'a': 1}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -338,6 +339,21 @@ def test_events_produced_but_never_consumed_are_named() -> None:
     async def more(ev: A) -> C | B | None: ...
 
     assert message_of(steps) == "The following events are produced but never consumed: B, C"
+
+
+@pytest.mark.parametrize("annotation", [str, list[int], list, tuple[A], A | str])
+def test_a_return_type_names_events_only(annotation: Any) -> None:
+    steps = linear()
+
+    async def text(ev: A) -> Any: ...
+
+    text.__annotations__["return"] = annotation
+    step(workflow=steps)(text)
+    assert re.fullmatch(
+        r"The following events are produced but never consumed: (str|list|tuple)\. "
+        r"Step 'text' must return events or None\.",
+        message_of(steps),
+    )
 
 
 def test_a_subclass_counts_as_consumed_only_by_a_step_that_opted_in() -> None:

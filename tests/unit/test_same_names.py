@@ -33,7 +33,7 @@ MODULES: dict[str, str] = {
     "context.state_store": "DictState StateStore InMemoryStateStore InMemorySerializedState "
     "StateCheckpoint apply_state_patch deserialize_state_from_dict parse_in_memory_state "
     "encode_state decode_state copy_state_for_edit get_by_path set_by_path set_by_path_copy "
-    "create_cleared_state merge_state MAX_DEPTH",
+    "create_cleared_state merge_state infer_state_type UnserializableKeyWarning MAX_DEPTH",
     "context.utils": "get_qualified_name import_module_from_qualified_name",
     "collect": "Collect Cardinality All Take",
     "resource": "Resource ResourceConfig ResourceManager ResourceDefinition ResourceDescriptor",
@@ -54,7 +54,6 @@ DIFFERENT = {
     "StepConfig.__init__": "what a signature says is one record of our own",
     "WorkflowHandler.__init__": "handlers are made by run() and attach()",
     "StateCheckpoint.__init__": "a checkpoint is a tree of JSON values, whatever the serializer",
-    "encode_state": "no list of keys whose values are dropped in silence",
     "retry_any.__init__": "the same, under another name",
     "retry_all.__init__": "the same, under another name",
     "stop_any.__init__": "the same, under another name",
@@ -66,9 +65,6 @@ OF_HANDLER = "the handler does it: `await handler`, `handler.stream_events()`"
 
 #: Methods and fields that are not here, and why.
 WITHOUT = {
-    "BaseSerializer.validation_context": "types are given to the serializer",
-    "JsonSerializer.resolve_class": "a class is looked up, never imported",
-    "JsonSerializer.validation_context": "types are given to the serializer",
     "Context.streaming_queue": OF_HANDLER,
     "DictLikeModel.custom_model_dump": "the name of a serializer that pydantic calls",
     "InMemorySerializedState.default_store_type": "the name of a validator that pydantic calls",

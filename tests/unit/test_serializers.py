@@ -142,3 +142,51 @@ def test_another_process_finds_the_classes_of_the_workflow_alone() -> None:
         [sys.executable, "-c", code, text], capture_output=True, text=True, check=True, timeout=60
     )
     assert f"Class {__name__}.Inner is not in the serializer's allowed types" in found.stdout
+
+
+def test_classes_that_are_not_among_the_allowed_ones_are_refused_although_seen_before() -> None:
+    text = JsonSerializer().serialize(Inner(n=4))
+    with pytest.raises(ValueError, match="not in the serializer's allowed types"):
+        JsonSerializer(allowed_types=[Item]).deserialize(text)
+    assert JsonSerializer(allowed_types=[Item]).with_types(Inner).deserialize(text) == Inner(n=4)
+    assert JsonSerializer(allowed_types=[f"{__name__}.Inner"]).deserialize(text) == Inner(n=4)
+
+
+@pytest.mark.parametrize("entry", [list[int], 3])
+def test_what_is_no_class_cannot_be_allowed(entry: Any) -> None:
+    with pytest.raises(TypeError, match="allowed_types entries must be"):
+        JsonSerializer(allowed_types=[entry])
+
+
+def test_two_classes_of_one_name_cannot_be_told_apart() -> None:
+    other: Any = type("Inner", (), {"__module__": __name__})
+    with pytest.raises(ValueError, match=r"Two classes have the name .*Inner"):
+        JsonSerializer(allowed_types=[Inner, other])
+
+
+class Component:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "component"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Component:
+        return cls(**data)
+
+
+def test_components_go_by_their_own_dictionary() -> None:
+    text = JsonSerializer().serialize([Component(3)])
+    assert json.loads(text) == [
+        {
+            "__is_component": True,
+            "value": {"size": 3},
+            "qualified_name": f"{__name__}.Component",
+        }
+    ]
+    assert JsonSerializer(allowed_types=[Component]).deserialize(text)[0].size == 3

@@ -12,6 +12,7 @@ from stepfleet.context.state_store import (
     MAX_DEPTH,
     DictState,
     InMemoryStateStore,
+    UnserializableKeyWarning,
     apply_state_patch,
     copy_state_for_edit,
     create_cleared_state,
@@ -139,3 +140,9 @@ def test_states_are_merged_and_cleared() -> None:
     assert create_cleared_state(Typed).number == 1
     with pytest.raises(ValueError, match="State must have defaults for all fields"):
         create_cleared_state(Required)
+
+
+async def test_a_key_of_live_objects_is_left_out_with_a_warning() -> None:
+    store = InMemoryStateStore(DictState(memory=object(), n=1))
+    with pytest.warns(UnserializableKeyWarning, match="known unserializable key: memory"):
+        assert store.to_dict(Json())["state_data"]["_data"] == {"n": "1"}

@@ -112,8 +112,8 @@ class RunFace(Protocol):
         """Give public and internal events."""
         ...
 
-    async def result(self) -> Any:
-        """Wait for the end and return the result."""
+    def ended_with(self) -> StopEvent | None:
+        """Return the event that ended the run, if it was seen here."""
         ...
 
 
@@ -315,13 +315,21 @@ class Context(OldForms, Generic[StateT]):
         return self._outside("stream_events").all_events()
 
     @deprecated("Context.get_result is deprecated: await the handler")
-    async def get_result(self) -> Any:
-        """Wait for the end of the run and return its result.
+    def get_result(self) -> Any:
+        """Return the result of the run, which has ended.
 
         Raises:
-            Exception: as awaiting the handler.
+            ContextStateError: not outside of steps, in the hands of whoever started the run.
+            WorkflowRuntimeError: its end was not seen here, or it failed.
         """
-        return await self._outside("get_result").result()
+        run = self._outside("get_result")
+        event = run.ended_with()
+        if event is None:
+            raise WorkflowRuntimeError(
+                f"Workflow run with run_id {run.run_id} is not complete, or has failed: "
+                "await its handler."
+            )
+        return event.result if type(event) is StopEvent else event
 
     def send_event(self, message: Event, step: str | None = None) -> None:
         """Send an event to every step that accepts it, or to one step.

@@ -8,23 +8,33 @@ from __future__ import annotations
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from types import GenericAlias
 from typing import Any, ClassVar, Final, NoReturn, Self, cast
 from weakref import WeakValueDictionary
 
 from pydantic import BaseModel
 
 from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.context.utils import import_module_from_qualified_name
 from stepfleet.errors import ContextSerdeError
 
 #: Marks an object in JSON text that stands for a pydantic model.
 _MODEL: Final = "__is_pydantic"
+#: Marks one that stands for an object that has `class_name()`, `to_dict()` and `from_dict()`.
+_COMPONENT: Final = "__is_component"
 #: Marks one that stands for any other value that events may carry.
 _VALUE: Final = "__stepfleet"
 
 
 class BaseSerializer(ABC):
     """Turns values into text and back."""
+
+    @contextmanager
+    def validation_context(self) -> Generator[None]:
+        """Do nothing around the block: a serializer of the model may select itself in it."""
+        yield
 
     @abstractmethod
     def serialize(self, value: Any) -> str:
@@ -46,23 +56,48 @@ class BaseSerializer(ABC):
 class JsonSerializer(BaseSerializer):
     """JSON text. Models keep their class, and so does everything that an event may carry.
 
-    A class is found among `allowed_types`, those of the workflow, and those that this process has
-    serialized: text never makes it import anything.
+    So do objects with `class_name()`, `to_dict()` and `from_dict()`. A class is found among
+    `allowed_types` and those of the workflow and, unless `allowed_types` were given, among those
+    that this process has serialized: text never makes it import anything. A name in `allowed_types`
+    is imported when the serializer is made.
+
+    Raises:
+        TypeError: an entry of `allowed_types` is neither a class nor a name.
+        ValueError: two of them have one name.
     """
 
     _seen: ClassVar[WeakValueDictionary[str, type]] = WeakValueDictionary()
 
-    def __init__(self, *, allowed_types: Iterable[type] | None = None) -> None:
+    def __init__(self, *, allowed_types: Iterable[type | str] | None = None) -> None:
+        self._is_open = allowed_types is None
         self._types: dict[str, type] = {}
         self._registry = TypeRegistry(open=True)
         self._codec = Codec(self._registry)
         self._add(allowed_types or ())
 
-    def with_types(self, classes: Iterable[type]) -> Self:
+    def with_types(self, *classes: type) -> Self:
         """Return a serializer that knows these classes, and those in their annotations, as well."""
         other = type(self)()
+        other._is_open = self._is_open
         other._add([*self._types.values(), *classes])
         return other
+
+    def resolve_class(self, qualified_name: str) -> type:
+        """Return the class that text names.
+
+        Raises:
+            ValueError: it is not known here.
+        """
+        cls = self._types.get(qualified_name) or self._by_short_name(qualified_name)
+        if cls is None and self._is_open:
+            cls = JsonSerializer._seen.get(qualified_name)
+        if cls is None:
+            short = qualified_name.rpartition(".")[2]
+            raise ValueError(
+                f"Class {qualified_name} is not in the serializer's allowed types. "
+                f"Pass JsonSerializer(allowed_types=[{short}]), or name it in the workflow's types."
+            )
+        return cls
 
     def serialize(self, value: Any) -> str:
         """Return a value as JSON text.
@@ -80,10 +115,18 @@ class JsonSerializer(BaseSerializer):
         """
         return self.deserialize_value(json.loads(value))
 
-    def _add(self, types: Iterable[type]) -> None:
-        for cls in types:
+    def _add(self, types: Iterable[type | str]) -> None:
+        for given in types:
+            cls = import_module_from_qualified_name(given) if isinstance(given, str) else given
+            if not isinstance(cls, type) or isinstance(cls, GenericAlias):
+                raise TypeError(
+                    f"allowed_types entries must be classes or their names, not {cls!r}"
+                )
+            if self._types.setdefault(_name(cls), cls) is not cls:
+                raise ValueError(
+                    f"Two classes have the name {_name(cls)}, so text cannot tell them apart."
+                )
             self._registry.reachable([cls])
-            self._types[_name(cls)] = cls
 
     def serialize_value(self, value: object) -> Any:
         """Return a value as what JSON has: texts, numbers, lists and dictionaries.
@@ -94,8 +137,12 @@ class JsonSerializer(BaseSerializer):
         given, value = value, cast(Any, value)
         if value is None or type(value) in (bool, int, float, str):
             return value
+        cls: type = type(value)
+        if hasattr(cls, "class_name") and hasattr(cls, "to_dict"):
+            JsonSerializer._seen[_name(cls)] = cls
+            content = self.serialize_value(cast(Any, given).to_dict())
+            return {_COMPONENT: True, "value": content, "qualified_name": _name(cls)}
         if isinstance(value, BaseModel):
-            cls = type(value)
             JsonSerializer._seen[_name(cls)] = cls
             try:
                 content = value.model_dump(mode="json")
@@ -143,18 +190,17 @@ class JsonSerializer(BaseSerializer):
         content = cast("dict[str, Any]", raw)
         if content.get(_MODEL) and "qualified_name" in content:
             return self._model(str(content["qualified_name"]), content.get("value") or {})
+        if content.get(_COMPONENT) and "qualified_name" in content:
+            component: Any = self.resolve_class(str(content["qualified_name"]))
+            return component.from_dict(self.deserialize_value(content.get("value")))
         if _VALUE in content:
             return self._codec.decode_value(base64.b64decode(content[_VALUE]))
         return {key: self.deserialize_value(item) for key, item in content.items()}
 
     def _model(self, name: str, content: Mapping[str, Any]) -> Any:
-        cls = self._types.get(name) or JsonSerializer._seen.get(name) or self._by_short_name(name)
-        if cls is None or not issubclass(cls, BaseModel):
-            short = name.rpartition(".")[2]
-            raise ValueError(
-                f"Class {name} is not in the serializer's allowed types. "
-                f"Pass JsonSerializer(allowed_types=[{short}]), or name it in the workflow's types."
-            )
+        cls = self.resolve_class(name)
+        if not issubclass(cls, BaseModel):
+            raise ValueError(f"Class {name} is no pydantic model.")  # noqa: TRY004 - data is wrong
         return cls(
             **{key: self.deserialize_value(value) for key, value in _with_dynamic(content).items()}
         )

@@ -29,6 +29,16 @@ class UnserializableKeyWarning(Warning):
     """A state key that is known to hold a live object was left out of a snapshot."""
 
 
+def warn_left_out(key: str) -> None:
+    """Warn of a state key that is left out; the warning points at the caller of the caller's caller."""
+    warnings.warn(
+        f"Skipping serialization of known unserializable key: {key} -- "
+        "This is expected but will require this item to be set manually after deserialization.",
+        UnserializableKeyWarning,
+        stacklevel=4,
+    )
+
+
 class PendingEvent(NamedTuple):
     """An event that a step of the run had still to take."""
 
@@ -147,12 +157,7 @@ def state_of(
                 raise ValueError(
                     f"Failed to serialize state value for key {key}: {error}"
                 ) from error
-            warnings.warn(
-                f"Skipping serialization of known unserializable key: {key} -- "
-                "This is expected but will require this item to be set manually after deserialization.",
-                UnserializableKeyWarning,
-                stacklevel=3,
-            )
+            warn_left_out(key)
     return {**state, "state_data": {"_data": texts}}
 
 
@@ -182,7 +187,7 @@ def read(
             "The payload was likely written by a newer version."
         )
     if isinstance(serializer, JsonSerializer):
-        serializer = serializer.with_types(types)
+        serializer = serializer.with_types(*types)
     try:
         return _Reading(content, serializer, frozenset(steps)).snapshot(version)
     except ContextSerdeError:

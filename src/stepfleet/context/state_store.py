@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, Literal, Protocol, cast
 
 from pydantic import BaseModel
 
+from stepfleet.context.snapshot import LIVE, UnserializableKeyWarning, warn_left_out
 from stepfleet.store import (
     MAX_DEPTH,
     MISSING,
@@ -33,6 +34,7 @@ __all__ = [
     "InMemoryStateStore",
     "StateCheckpoint",
     "StateStore",
+    "UnserializableKeyWarning",
     "apply_state_patch",
     "copy_state_for_edit",
     "create_cleared_state",
@@ -40,6 +42,7 @@ __all__ = [
     "deserialize_state_from_dict",
     "encode_state",
     "get_by_path",
+    "infer_state_type",
     "merge_state",
     "parse_in_memory_state",
     "set_by_path",
@@ -56,6 +59,15 @@ class ValueSerializer(Protocol):
 
     def deserialize(self, value: str) -> Any:
         """Return the value of a text."""
+        ...
+
+
+class DeclaresState(Protocol):
+    """A workflow, as far as its state goes."""
+
+    @property
+    def state_type(self) -> type[BaseModel] | None:
+        """The state type of its steps."""
         ...
 
 
@@ -146,6 +158,15 @@ def create_cleared_state(state_type: type[StateT]) -> StateT:
         raise ValueError("State must have defaults for all fields") from error
 
 
+def infer_state_type(workflow: DeclaresState) -> type[BaseModel]:
+    """Return the state type that the steps of a workflow declare, `DictState` when they declare none.
+
+    Raises:
+        ValueError: none of the declared types extends all others.
+    """
+    return workflow.state_type or DictState
+
+
 # -- states as data --------------------------------------------------------------------------------
 
 
@@ -158,11 +179,18 @@ class InMemorySerializedState(BaseModel):
     state_data: Any = None
 
 
-def encode_state(state: BaseModel, serializer: ValueSerializer) -> tuple[Any, str, str]:
+def encode_state(
+    state: BaseModel,
+    serializer: ValueSerializer,
+    known_unserializable_keys: Collection[str] = LIVE,
+) -> tuple[Any, str, str]:
     """Return a state as data, and name and module of its type.
 
+    Of the keys that are known to hold live objects, those whose value cannot be serialized are left
+    out, with an `UnserializableKeyWarning`.
+
     Raises:
-        ValueError: a value cannot be serialized; the message names its key.
+        ValueError: another value cannot be serialized; the message names its key.
     """
     cls = type(state)
     if not isinstance(state, DictState):
@@ -173,7 +201,10 @@ def encode_state(state: BaseModel, serializer: ValueSerializer) -> tuple[Any, st
             encoded[name] = serializer.serialize(value)
         except Exception as error:
             # Whatever the serializer raises.
-            raise ValueError(f"Failed to serialize state value for key {name}: {error}") from error
+            if name not in known_unserializable_keys:
+                message = f"Failed to serialize state value for key {name}: {error}"
+                raise ValueError(message) from error
+            warn_left_out(name)
     return {"_data": encoded}, cls.__name__, cls.__module__
 
 
