@@ -39,6 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Makes `Workflow.run()` go to the place; returns its name."""
     if request.param == "processes":
+        monkeypatch.setenv("STEPFLEET_HISTORY", "on")  # as in memory: what internal events are of
         monkeypatch.setenv("STEPFLEET_REDIS_URL", request.getfixturevalue("server_with_workers"))
     return request.param
 

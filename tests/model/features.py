@@ -17,6 +17,7 @@ SECTIONS: Final = {
     "1.10": "Resources",
     "1.11": "The handler",
     "1.12": "Validation",
+    "1.14": "Watching and testing",
     "1.18": "Older forms",
 }
 
@@ -87,6 +88,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "E17 cancel_run()",
         "E22 events after the end",
         "the runner of tests",
+        "E21 resuming a cancelled run",
         "random workflows",
     ),
     "1.5": (
@@ -96,6 +98,9 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "send_event()",
         "is_running",
         "reuse",
+        "to_dict() and from_dict()",
+        "resuming",
+        "JsonSerializer",
     ),
     "1.6": (
         "waiting",
@@ -167,6 +172,14 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "validation by run()",
         "accepted subclasses",
         "configuration",
+    ),
+    "1.14": (
+        "StepStateChanged",
+        "UnhandledEvent",
+        "WorkflowIdleEvent",
+        "running_steps()",
+        "verbose",
+        "WorkflowTestRunner",
     ),
     "1.18": (
         "ctx.get() and ctx.set()",
