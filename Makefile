@@ -25,7 +25,7 @@ ASSEMBLE_LUA := import pathlib; from stepfleet.storage.scripts import PARTS, scr
   out = pathlib.Path(".lua-check"); out.mkdir(exist_ok=True); \
   [(out / f"{name}.lua").write_text(script(name).source) for name in PARTS]
 
-.PHONY: help demo test test-all features test-redis5 simulate check check-lua fmt bench docs clean
+.PHONY: help demo test test-all test-acl features test-redis5 simulate check check-lua fmt bench docs clean
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -35,8 +35,11 @@ demo: $(VENV) ## a workflow on several workers, start to end
 test: $(VENV) ## the quick suite
 	.venv/bin/pytest $(PYTEST_ARGS) -m "not slow"
 
-test-all: $(VENV) test-redis5 ## everything, slow tests and redis-py 5 too
+test-all: $(VENV) test-redis5 test-acl ## everything, slow tests, redis-py 5 and the users of `acl` too
 	.venv/bin/pytest $(PYTEST_ARGS)
+
+test-acl: $(VENV) ## the conformance suite as the users that `stepfleet acl` prints
+	TEST_ACL=1 .venv/bin/pytest $(PYTEST_ARGS) -m "not slow" -k "redis or valkey" tests/conformance
 
 test-redis5: $(VENV_REDIS5) ## the behavioural subset on redis-py 5 with arq
 	.venv-redis5/bin/pytest $(PYTEST_ARGS) -m "not slow" $(REDIS5_TESTS)

@@ -18,6 +18,7 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.worker.worker import Worker, WorkerOptions
 from stepfleet.workflow import Runtime, Workflow
+from tests.support import least_privilege
 from tests.support.wait import eventually
 
 W = TypeVar("W", bound=Workflow)
@@ -35,12 +36,17 @@ class Place:
         self.url = url
         self.namespace = namespace
         self.in_memory = url.startswith("memory:")
+        #: By role; the same for all unless the suite runs as least-privilege users.
+        self._urls = dict.fromkeys(("worker", "producer"), url)
+        if least_privilege.is_asked_for() and not self.in_memory:
+            self._urls = least_privilege.urls_of_roles(url, namespace)
         self._settings = Settings(namespace=namespace)
         self._retention = retention
         self._local = self._bounded(memory_fleet(namespace)) if self.in_memory else None
         self._workers: list[tuple[Worker, asyncio.Task[int]]] = []
         self._clients: list[Client] = []
         self.client = self.new_client()
+        self._admin = (self._local or fleet_of(url, self._settings)).link("test")
         self._memory = MemoryRuntime(self._local) if self._local is not None else None
 
     # -- what a test uses --------------------------------------------------------------------------
@@ -80,7 +86,7 @@ class Place:
 
     def new_client(self, types: Iterable[type] = ()) -> Client:
         """Returns a client of its own, as another process has one."""
-        client = Client(self.new_fleet(), types=types, patience=PATIENCE)
+        client = Client(self.new_fleet("producer"), types=types, patience=PATIENCE)
         self._clients.append(client)
         return client
 
@@ -90,9 +96,9 @@ class Place:
             self._settings = Settings(namespace=self.namespace, history="on")
             self.client = self.new_client()
 
-    def new_fleet(self) -> Fleet:
+    def new_fleet(self, role: str = "worker") -> Fleet:
         """Returns connections of its own."""
-        return self._local or self._bounded(fleet_of(self.url, self._settings))
+        return self._local or self._bounded(fleet_of(self._urls[role], self._settings))
 
     # -- what is stored ----------------------------------------------------------------------------
 
@@ -102,8 +108,8 @@ class Place:
         return self.client.connection().fleet.keys
 
     async def call(self, *command: Any) -> Any:
-        """Sends one command."""
-        return await self.client.connection().reader.link.call(*command)
+        """Sends one command, with all rights."""
+        return await self._admin.call(*command)
 
     async def run_keys(self) -> list[str]:
         """Returns every key of a run."""
@@ -147,6 +153,7 @@ class Place:
             await self._memory.close()
         for client in self._clients:
             await client.close()
+        await self._admin.close()
 
     async def _gone(self, key: str) -> bool:
         return not await self.call("EXISTS", key)

@@ -356,7 +356,7 @@ async def test_a_thousand_handlers_share_a_handful_of_connections(fleet: Place) 
         handlers = await client.start_many(Add, [{"n": n} for n in range(1_000)])
         awaiting = [asyncio.ensure_future(handler) for handler in handlers]
         await eventually(lambda: len(client.connection().awaited.runs) == 1_000, 10.0)
-        listed = await client.connection().reader.link.call("CLIENT", "LIST")
+        listed = await fleet.call("CLIENT", "LIST")
         assert listed.count(b"name=stepfleet-client") <= 2 * 4  # the test has a client of its own
         await fleet.serve(Add)
         assert await asyncio.gather(*awaiting) == list(range(1, 1_001))

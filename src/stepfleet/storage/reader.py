@@ -399,15 +399,25 @@ def decode_definition(data: bytes) -> Definition:
     Raises:
         DecodeError: the bytes are no definition, or one of a newer version.
     """
-    unpacked = msgpack.unpackb(data)
+    try:
+        unpacked = msgpack.unpackb(data)
+    except Exception as error:
+        raise DecodeError(f"a definition is not readable: {error}", data) from error
     fields = cast("list[Any]", unpacked) if isinstance(unpacked, list) else []
     if not fields or fields[0] != 1:
         raise DecodeError("the definition of a workflow was written by a newer version", data)
-    _, digest, routes, start, timeout_ms, arguments, *more = fields
-    by_type = {
-        name: tuple(route_of(route, data) for route in rows) for name, rows in routes.items()
-    }
-    return Definition(digest, by_type, start, timeout_ms, arguments, *more)
+    match fields[1:]:
+        case [str(digest), dict(routes), str(start), int() | None as timeout_ms, str(arguments), *more] if (
+            all(isinstance(rows, list) for rows in cast("dict[str, Any]", routes).values())
+            and len(more) <= 1
+        ):
+            by_type = {
+                name: tuple(route_of(route, data) for route in rows)
+                for name, rows in cast("dict[str, list[Any]]", routes).items()
+            }
+            return Definition(digest, by_type, start, timeout_ms, arguments, *more)
+        case _:
+            raise DecodeError("a definition has other fields than this version knows", data)
 
 
 def _gathered(element: bytes) -> tuple[str, bytes]:
