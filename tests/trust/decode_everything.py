@@ -1,4 +1,4 @@
-"""Decodes many fuzzed payloads in every way there is, and prints what the interpreter was asked to do meanwhile.
+"""Decodes many fuzzed payloads in every way, and prints what the interpreter was asked to do meanwhile.
 
     python -m tests.trust.decode_everything COUNT SEED
 
@@ -19,8 +19,7 @@ from typing import Any, Final, cast
 import msgpack
 from pydantic import BaseModel
 
-from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
-from stepfleet import wire
+from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step, wire
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.codec.codec import Limits
 from stepfleet.context import JsonSerializer
@@ -64,7 +63,12 @@ class Call:
 PICKLE: Final = base64.b64encode(pickle.dumps(Call())).decode()
 EVIL: Final[list[Any]] = [
     *("os.system", "builtins.eval", "antigravity.Thing", "__import__('os')", PICKLE, "Sample"),
-    *("../../etc/passwd", "Europe/Berlin", "Sample:0", "\ud800".encode("utf-8", "replace").decode()),
+    *(
+        "../../etc/passwd",
+        "Europe/Berlin",
+        "Sample:0",
+        "\ud800".encode("utf-8", "replace").decode(),
+    ),
     {"__is_pydantic": True, "qualified_name": "antigravity.Thing", "value": {}},
     {"__is_component": True, "qualified_name": "os.system", "value": {"command": "true"}},
     {"type": "SystemExit", "module": "builtins", "message": "1", "args": [1]},

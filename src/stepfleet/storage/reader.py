@@ -407,7 +407,14 @@ def decode_definition(data: bytes) -> Definition:
     if not fields or fields[0] != 1:
         raise DecodeError("the definition of a workflow was written by a newer version", data)
     match fields[1:]:
-        case [str(digest), dict(routes), str(start), int() | None as timeout_ms, str(arguments), *more] if (
+        case [
+            str(digest),
+            dict(routes),
+            str(start),
+            int() | None as timeout_ms,
+            str(arguments),
+            *more,
+        ] if (
             all(isinstance(rows, list) for rows in cast("dict[str, Any]", routes).values())
             and len(more) <= 1
         ):

@@ -190,6 +190,11 @@ class RedisPort:
             raise WorkflowRuntimeError(
                 f"the store of run {self._run_id} is closed: the run has ended"
             )
+        if answer.word == "broken":
+            raise WorkflowRuntimeError(
+                f"the store of run {self._run_id} is not written: a key of run {self._run_id} has "
+                "a wrong type. `stepfleet doctor` names it, `stepfleet runs delete` removes the run"
+            )
         if answer.word != "applied":
             raise WorkflowRuntimeError(
                 f"the store of run {self._run_id} answers {answer.word} {answer.detail}"

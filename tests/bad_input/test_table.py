@@ -1,0 +1,165 @@
+"""Which tests show what becomes of which bad input."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from tests.docs.test_guarantees import missing
+
+_CLI: Final = "tests/process/test_worker_cli.py::"
+_TARGET: Final = "tests/unit/test_target.py::"
+_SETTINGS: Final = "tests/unit/test_settings.py::"
+_CODEC: Final = "tests/unit/test_codec.py::"
+_RUNS: Final = "tests/conformance/test_runs.py::"
+_HERE: Final = "tests/bad_input/"
+
+#: What is given -> the tests that show what comes of it.
+TABLE: Final[dict[str, list[str]]] = {
+    "B1 a worker without a target": [
+        _CLI + "test_wrong_usage_shows_the_usage_and_exits_2",
+    ],
+    "B2 a module without an object, with several workflows in it": [
+        _TARGET + "test_a_module_without_an_object_lists_its_workflows",
+    ],
+    "B3 a module or object that is not there, or misspelt": [
+        _CLI + "test_a_wrong_setting_or_target_is_one_line_and_exit_3",
+        _TARGET + "test_a_misspelt_module_names_the_nearest",
+        _TARGET + "test_a_missing_dependency_shows_the_chain_of_imports",
+    ],
+    "B4 an import that raises": [
+        _CLI + "test_an_import_that_raises_shows_the_user_s_traceback_only",
+        _TARGET + "test_a_syntax_error_shows_its_line",
+    ],
+    "B5 a class is built; what is no workflow is refused": [
+        _TARGET + "test_a_class_is_built_and_called_by_its_class",
+        _TARGET + "test_what_is_no_workflow_is_named",
+        _TARGET + "test_a_class_that_needs_arguments_asks_for_an_instance_or_a_factory",
+    ],
+    "B6 a wrong URL": [
+        _SETTINGS + "test_a_bad_url_is_refused_without_showing_the_password",
+        _CLI + "test_a_wrong_setting_or_target_is_one_line_and_exit_3",
+    ],
+    "B7 a server that is away, a wrong password": [
+        _CLI + "test_a_server_that_stays_away_exits_69_after_the_connect_timeout",
+        _CLI + "test_a_wrong_password_is_not_an_outage",
+    ],
+    "B8 a user without a right": [
+        _CLI + "test_a_right_that_the_user_lacks_is_named",
+    ],
+    "B9 a server that is too old, or throws work away, or has no log": [
+        _CLI + "test_a_server_that_is_too_old_is_refused",
+        _CLI + "test_a_server_that_throws_work_away_is_refused_naming_the_setting",
+        _CLI + "test_a_server_without_a_log_is_used_with_one_warning",
+    ],
+    "B10 a number out of its range": [
+        _SETTINGS + "test_a_bad_value_is_named_with_its_origin_and_what_is_allowed",
+        _CLI + "test_a_wrong_setting_or_target_is_one_line_and_exit_3",
+    ],
+    "B11 an unknown key in pyproject.toml": [
+        _SETTINGS + "test_an_unknown_key_of_the_file_says_what_was_meant",
+        _SETTINGS + "test_an_unknown_variable_says_what_was_meant",
+    ],
+    "B12 a step without annotations, steps and events that do not fit": [
+        "tests/unit/test_decorators.py::test_a_return_type_is_required",
+        "tests/unit/test_graph.py::test_every_problem_of_the_graph_is_listed_at_once",
+        _CLI + "test_a_workflow_that_cannot_work_exits_3_with_its_reason",
+    ],
+    "B13 a workflow that workers cannot import, a run that nobody serves": [
+        "tests/unit/test_check.py::test_a_class_inside_a_function_and_what_it_uses_are_found",
+        _RUNS + "test_a_run_that_no_worker_serves_waits_and_a_warning_says_so",
+        _RUNS + "test_a_name_that_nobody_announced_lists_what_is_served",
+    ],
+    "B14 a field that cannot travel": [
+        _CODEC + "test_a_refusal_names_path_type_and_cure",
+        "tests/conformance/test_authoring.py::"
+        "test_a_value_that_cannot_travel_fails_the_step_that_emits_it",
+        "tests/conformance/test_send_event.py::"
+        "test_a_value_that_cannot_travel_is_an_error_where_it_is_sent",
+    ],
+    "B15 big integers, NaN, surrogates, dates, sets, enums ...": [
+        _CODEC + "test_the_edges_of_each_type_come_back_exact",
+        _CODEC + "test_a_value_comes_back_exact_in_a_typed_field_and_in_a_dynamic_one",
+    ],
+    "B16 too large, too deep, too long": [
+        _CODEC + "test_the_size_limit_is_exact_in_both_directions",
+        _CODEC + "test_the_depth_limit_is_exact_in_both_directions",
+        _CODEC + "test_a_list_of_two_million_parts_is_refused",
+    ],
+    "B17 a dict that looks like a type": [
+        _CODEC + "test_a_user_dict_never_looks_like_a_type",
+        "tests/unit/test_serializers.py::test_a_value_comes_back_as_it_was",
+        "tests/trust/test_decoding.py::"
+        "test_no_payload_makes_the_decoder_import_call_or_open_anything",
+    ],
+    "B18 a text that is a pickle": [
+        _HERE + "test_values.py::test_a_text_that_is_a_pickle_stays_a_text",
+    ],
+    "B19 a serializer of pickles": [
+        "tests/unit/test_serializers.py::test_pickles_are_refused_with_the_reason",
+    ],
+    "B20 a run id that is none": [
+        _RUNS + "test_run_ids_are_checked",
+        _RUNS + "test_only_what_can_be_an_id_is_attached_to",
+        _HERE + "test_values.py::test_no_name_reaches_a_key_unescaped",
+    ],
+    "B21 the id of a run with other arguments": [
+        _RUNS + "test_start_with_the_id_of_other_arguments_is_a_conflict",
+    ],
+    "B22 an event for an unknown run or step, or after the end; one that nobody accepts is dropped": [
+        _RUNS + "test_an_id_that_names_no_run_is_an_error",
+        "tests/conformance/test_send_event.py::"
+        "test_a_wrong_target_is_an_error_where_the_event_is_sent",
+        "tests/conformance/test_send_event.py::test_after_the_end_an_event_is_refused_or_dropped",
+        "tests/conformance/test_send_event.py::"
+        "test_an_event_that_nobody_accepts_is_dropped_and_the_run_idles",
+    ],
+    "B23 two answers to one question, an answer before the question": [
+        "tests/conformance/test_wait_for_event.py::"
+        "test_identical_waits_of_one_execution_share_their_answer",
+        "tests/conformance/test_wait_for_event.py::"
+        "test_an_event_from_before_the_question_is_no_answer",
+    ],
+    "B24 odd lists for collect_events": [
+        "tests/conformance/test_collect_events.py::test_nothing_expected_is_answered_at_once",
+        "tests/conformance/test_collect_events.py::"
+        "test_events_beyond_what_is_needed_and_of_other_types_are_dropped",
+        "tests/conformance/test_collect_events.py::"
+        "test_one_step_may_join_the_same_event_in_two_ways",
+    ],
+    "B25 odd numbers of workers and times": [
+        "tests/unit/test_decorators.py::test_num_workers_is_a_positive_integer",
+        "tests/unit/test_decorators.py::test_a_timeout_is_a_positive_time_or_none",
+    ],
+    "B26 the store used in a wrong way": [
+        "tests/conformance/test_store.py::test_wrong_paths_are_errors_that_name_them",
+        "tests/conformance/test_store.py::test_a_write_inside_an_edit_is_refused",
+        "tests/conformance/test_store.py::"
+        "test_a_typed_state_has_its_defaults_and_refuses_unknown_fields",
+    ],
+    "B29 data of a run that is corrupted": [
+        _HERE + "test_corrupt_runs.py::test_a_key_of_a_wrong_type_ends_in_its_own_run",
+        _HERE + "test_corrupt_runs.py::"
+        "test_a_record_that_is_no_hash_is_an_error_for_who_asks_for_that_run",
+        _HERE + "test_corrupt_runs.py::"
+        "test_entries_that_are_no_deliveries_are_taken_out_and_the_next_is_run",
+        _HERE + "test_corrupt_runs.py::test_a_lost_group_is_made_again",
+        "tests/process/test_operator.py::"
+        "test_the_doctor_finds_an_orphan_a_wrong_type_and_a_step_that_nobody_serves",
+    ],
+    "B30 a file that cannot be written, a clock of one's own": [
+        _CLI + "test_a_health_file_that_cannot_be_written_exits_3",
+    ],
+}
+
+
+@pytest.mark.parametrize("given", TABLE)
+def test_every_bad_input_has_a_test_that_exists(given: str) -> None:
+    assert TABLE[given]
+    assert missing(TABLE[given]) == []
+
+
+def test_the_table_is_complete() -> None:
+    numbers = [int(given.split()[0][1:]) for given in TABLE]
+    assert numbers == [*range(1, 27), 29, 30]
