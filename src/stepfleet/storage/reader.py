@@ -407,24 +407,16 @@ def decode_definition(data: bytes) -> Definition:
     if not fields or fields[0] != 1:
         raise DecodeError("the definition of a workflow was written by a newer version", data)
     match fields[1:]:
-        case [
-            str(digest),
-            dict(routes),
-            str(start),
-            int() | None as timeout_ms,
-            str(arguments),
-            *more,
-        ] if (
-            all(isinstance(rows, list) for rows in cast("dict[str, Any]", routes).values())
-            and len(more) <= 1
-        ):
-            by_type = {
-                name: tuple(route_of(route, data) for route in rows)
-                for name, rows in cast("dict[str, list[Any]]", routes).items()
-            }
-            return Definition(digest, by_type, start, timeout_ms, arguments, *more)
+        case [str(digest), dict(), str(start), int() | None as timeout_ms, str(arguments), *more]:
+            routes = cast("dict[str, Any]", fields[2])
         case _:
             raise DecodeError("a definition has other fields than this version knows", data)
+    if len(more) > 1 or not all(isinstance(rows, list) for rows in routes.values()):
+        raise DecodeError("a definition has other fields than this version knows", data)
+    by_type = {
+        name: tuple(route_of(route, data) for route in rows) for name, rows in routes.items()
+    }
+    return Definition(digest, by_type, start, timeout_ms, arguments, *more)
 
 
 def _gathered(element: bytes) -> tuple[str, bytes]:
