@@ -46,7 +46,7 @@ test-redis5: $(VENV_REDIS5) ## the behavioural subset on redis-py 5 with arq
 
 features: $(VENV) ## the features of the programming model in all places, and the page docs/features.md
 	.venv/bin/pytest $(PYTEST_ARGS) tests/model
-	.venv/bin/pytest -n 0 -p tests.model.on_the_model --confcutdir tests/model tests/model
+	.venv/bin/pytest -n 0 -p no:stepfleet -p tests.model.on_the_model --confcutdir tests/model tests/model
 	.venv/bin/python -m tests.model.table
 
 simulate: $(VENV) ## seeded simulations of a fleet under faults: SEEDS=1000, SEED=n with its trace, MUTANTS=1

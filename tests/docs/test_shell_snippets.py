@@ -20,6 +20,7 @@ from tests.docs.pages import ROOT, Block, blocks, name_of, pages
 
 #: Programs of other projects that the pages use; what they do with their options is not ours.
 FOREIGN = {
+    "pytest",
     "cd",
     "uvicorn",
     "flask",

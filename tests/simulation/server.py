@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
-import fakeredis._helpers
-import fakeredis._socket._base
 import fakeredis.commands_mixins.scripting_mixin as scripting
-import fakeredis.commands_mixins.server_mixin
-import fakeredis.model._stream
 from fakeredis import FakeServer
 from fakeredis import _msgs as msgs
 from fakeredis._commands import COMMANDS_WITH_SUB
@@ -21,23 +14,6 @@ from fakeredis._socket import FakeSocket
 
 #: Redis' clock when a simulation begins, in seconds.
 EPOCH = 1_700_000_000.0
-
-#: Modules of fakeredis that look at the clock.
-_TIMED = (
-    fakeredis._helpers,
-    fakeredis._socket._base,
-    fakeredis.commands_mixins.server_mixin,
-    fakeredis.model._stream,
-)
-
-
-@contextmanager
-def redis_time(now: Callable[[], float]) -> Iterator[None]:
-    """Lets every fakeredis of this process live in a time of our own."""
-    with ExitStack() as stack:
-        for module in _TIMED:
-            stack.enter_context(patch.object(module, "time", SimpleNamespace(time=now)))
-        yield
 
 
 class _Socket(FakeSocket):

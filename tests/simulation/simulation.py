@@ -17,6 +17,7 @@ from typing import Any
 from stepfleet import Workflow
 from stepfleet.client import Client
 from stepfleet.codec import Limits
+from stepfleet.embedded.memory_time import redis_time
 from stepfleet.errors import ConnectionLost, StoreError, WorkflowError
 from stepfleet.handler import WorkflowHandler
 from stepfleet.planning import make_plan
@@ -27,7 +28,7 @@ from stepfleet.worker.worker import Worker, WorkerOptions
 from tests.simulation.invariants import Invariants, script_name
 from tests.simulation.loop import Process, SimLoop
 from tests.simulation.network import FAIR, Network, Weather, fleet
-from tests.simulation.server import EPOCH, Server, redis_time
+from tests.simulation.server import EPOCH, Server
 from tests.simulation.workload import (
     LEASE,
     LEDGER,

@@ -22,6 +22,7 @@ from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio.connection import AbstractConnection
 
 from stepfleet.client import Client, check_run_id
+from stepfleet.clock import Clock
 from stepfleet.codec import Limits
 from stepfleet.context import Context
 from stepfleet.events import StartEvent
@@ -40,6 +41,8 @@ logger = logging.getLogger("stepfleet.memory")
 
 #: How long ended runs of memory:// are kept.
 RETENTION: Final = timedelta(hours=1)
+#: Of the workers of memory://, which die with the process that would miss them.
+LEASE: Final = WorkerOptions().lease
 #: Seconds within which a worker takes the deliveries of an ended run out of their streams.
 PUT_ASIDE: Final = 2.0
 
@@ -130,7 +133,11 @@ def _call_now(server: FakeServer) -> BeatCall:
 
 
 def memory_fleet(
-    namespace: str = "memory", *, server: FakeServer | None = None, limits: Limits | None = None
+    namespace: str = "memory",
+    *,
+    server: FakeServer | None = None,
+    limits: Limits | None = None,
+    clock: Clock | None = None,
 ) -> Fleet:
     """Return a fleet that lives in this process and event loop."""
     server = server or FakeServer(version=(7,))
@@ -143,6 +150,7 @@ def memory_fleet(
         call_now=lambda: _call_now(server),
         bounds=Bounds(retention=RETENTION),
         limits=limits or Limits(),
+        clock=clock or Clock(),
         open_types=True,
         keeps_history=True,
     )
@@ -174,8 +182,9 @@ class MemoryRuntime:
     #: Steps run where `run()` is called, so they can be stopped from there.
     in_process = True
 
-    def __init__(self, fleet: Fleet | None = None) -> None:
+    def __init__(self, fleet: Fleet | None = None, *, lease: timedelta = LEASE) -> None:
         self._fleet = fleet or memory_fleet()
+        self._lease = lease
         self.client = Client(self._fleet, patience=None)
         self._serving: dict[int, _Serving] = {}
         #: Numbers that make the names of instances different, free again when an instance has gone: names, and
@@ -241,7 +250,9 @@ class MemoryRuntime:
             worker = Worker(
                 self._fleet,
                 {name: (plan, workflow)},
-                options=WorkerOptions(concurrency=1000, drain_timeout=timedelta(0)),
+                options=WorkerOptions(
+                    concurrency=1000, lease=self._lease, drain_timeout=timedelta(0)
+                ),
                 runtime=self,
             )
             task = asyncio.get_running_loop().create_task(
@@ -312,3 +323,8 @@ def memory_runtime() -> MemoryRuntime:
     if runtime is None:
         runtime = _runtimes[loop] = MemoryRuntime()
     return runtime
+
+
+def use_memory_runtime(runtime: MemoryRuntime) -> None:
+    """Make a runtime that of the running event loop."""
+    _runtimes[asyncio.get_running_loop()] = runtime
