@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import click
 from stepfleet import __version__
 from stepfleet.cli.exits import CRASHED, OK, complain, run_program
 from stepfleet.cli.probe import look
+from stepfleet.cli.reloading import keep_reloading
 from stepfleet.cli.serving import HEALTH_S, Job, serve, stop_means_leave, stop_with
 from stepfleet.cli.target import load_targets
 from stepfleet.connect import fleet_of, resolve_url
@@ -76,6 +78,7 @@ class Given(TypedDict):
     embedded: bool
     burst: bool
     check: bool
+    reload: bool
     health_file: Path | None
     metrics_port: str | None
     metrics_address: str | None
@@ -101,6 +104,7 @@ class Given(TypedDict):
 @click.option("--embedded", is_flag=True, help="Use this folder's own server, started if need be.")
 @click.option("--burst", is_flag=True, help="Work until nothing is left to do, then exit.")
 @click.option("--check", is_flag=True, help="Check targets, settings and Redis, then exit.")
+@click.option("--reload", is_flag=True, help="Start anew when a Python file changes here.")
 @click.option(
     "--health-file",
     metavar="PATH",
@@ -129,6 +133,10 @@ def command(targets: tuple[str, ...], **given: Unpack[Given]) -> int:
     options: Mapping[str, Any] = given
     settings = Settings(**{name: options[name] for name in _SETTINGS})
     configure_logging(settings.log_format, settings.log_level)
+    if given["reload"]:
+        _refuse_with_reload(given, settings)
+        arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
+        return asyncio.run(keep_reloading(arguments, Path.cwd()))
     if given["parent"] is not None:
         stop_with(given["parent"], drain_s=settings.drain_timeout.total_seconds())
     workflows = _workflows(targets, settings, may_be_none=given["check"])
@@ -152,6 +160,17 @@ def main() -> None:
     """Run `workflow-worker` and exit with its code."""
     stop_means_leave()
     run_program(PROGRAM, command)
+
+
+def _refuse_with_reload(given: Given, settings: Settings) -> None:
+    for option in ("burst", "check", "health_file"):
+        if given[option]:
+            name = option.replace("_", "-")
+            raise click.UsageError(f"--reload and --{name} exclude each other")
+    if settings.metrics_port:
+        raise click.UsageError(
+            "--reload and a metrics port exclude each other: old and new code run at once for a while"
+        )
 
 
 def _workflows(
