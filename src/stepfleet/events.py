@@ -97,6 +97,15 @@ class DictLikeModel(BaseModel):
         """Return a copy of the dynamic fields."""
         return dict(self._data)
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> JsonSchemaValue:
+        """Describe the declared fields; JSON Schema allows others unless it says otherwise."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        handler.resolve_ref_schema(schema).pop("additionalProperties", None)
+        return schema
+
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped = cast("dict[str, Any]", dump(self))
@@ -144,8 +153,10 @@ class StopEvent(Event):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            if name != "result" or value is not None:
+            if name != "result":
                 yield name, value
+        if self.result is not None:
+            yield "result", self.result
 
     @classmethod
     def __get_pydantic_json_schema__(

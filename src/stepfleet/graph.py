@@ -295,8 +295,8 @@ def _common_state_type(specs: Iterable[StepSpec]) -> type[BaseModel] | None:
             return candidate
     if declared:
         raise StateTypeError(
-            "Multiple state types are not in a compatible inheritance hierarchy: "
-            f"{_names(declared)}. Let one of them extend all others."
+            "Multiple state types are not in a compatible inheritance hierarchy. "
+            f"One of them must extend all others. Found: {_names(declared)}"
         )
     return None
 
@@ -409,10 +409,11 @@ def _is_produced(spec: StepSpec, accepted: type[Event], produced: Collection[typ
 def _unreachable_steps(graph: Graph) -> str | None:
     entries = [
         graph.start_event_class,
-        *(t for t in graph.event_types if issubclass(t, HumanResponseEvent | StepFailedEvent)),
+        *(t for t in graph.event_types if issubclass(t, HumanResponseEvent)),
     ]
     reached: set[str] = set()
     pending = [spec for event_type in entries for spec in graph.acceptors(event_type)]
+    pending += [spec for spec in graph.steps.values() if spec.handler is not None]
     while pending:
         spec = pending.pop()
         if spec.name not in reached:

@@ -34,9 +34,9 @@ def handlers_by_step(
             elif step in own:
                 problems.append(f"{subject} cannot cover another handler step '{step}'.")
             elif step in found:
+                first, second = sorted((found[step].step_name, handler.step_name))
                 problems.append(
-                    f"Step '{step}' is claimed by two @catch_error handlers: "
-                    f"'{found[step].step_name}' and '{handler.step_name}'."
+                    f"Step '{step}' is claimed by two @catch_error handlers: '{first}' and '{second}'."
                 )
             else:
                 found[step] = handler

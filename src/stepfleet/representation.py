@@ -189,7 +189,7 @@ def get_workflow_representation(workflow: Workflow | type[Workflow]) -> Workflow
         *(_event_node(node_id, t, produced_by[node_id]) for t, node_id in event_ids.items()),
     ]
     if any(EXTERNAL_STEP in (edge.source, edge.target) for edge in edges):
-        nodes.append(WorkflowExternalNode(id=EXTERNAL_STEP, label="external step"))
+        nodes.append(WorkflowExternalNode(id=EXTERNAL_STEP, label="external_step"))
     nodes += resources.nodes.values()
     return WorkflowGraph(name=cls.__name__, nodes=nodes, edges=edges, description=_description(cls))
 
@@ -342,7 +342,11 @@ def _event_node(node_id: str, event_type: type[Event], produced_by: list[str]) -
         id=node_id,
         label=event_type.__name__,
         event_type=event_type.__name__,
-        event_types=[t.__name__ for t in event_type.__mro__ if issubclass(t, Event)],
+        event_types=[
+            t.__name__
+            for t in event_type.__mro__
+            if issubclass(t, Event) and (t is not Event or t is event_type)
+        ],
         event_schema=_schema(event_type),
         produced_by=produced_by,
     )

@@ -140,8 +140,8 @@ class ConfigResource(Generic[ModelT]):
     ) -> None:
         if Path(config_file).suffix != ".json":
             raise ValueError(
-                "Only JSON files can be used to load Pydantic-based resources, "
-                f"and {config_file!r} has another suffix."
+                "Only JSON files can be used to load Pydantic-based resources. "
+                f"{config_file!r} has another suffix."
             )
         self._config_file = config_file
         self.path_selector = path_selector

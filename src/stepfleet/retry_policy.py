@@ -134,7 +134,7 @@ class retry_unless_exception_type(retry_if_not_exception_type):
 
 @dataclass(frozen=True)
 class retry_if_exception_message(RetryCondition):
-    """Retries errors with exactly this message, or whose message begins with this pattern.
+    """Retries errors with exactly this message, or whose message has this pattern in it.
 
     Raises:
         TypeError: unless exactly one of `message` and `match` is given.
@@ -144,13 +144,16 @@ class retry_if_exception_message(RetryCondition):
     match: str | re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
-        if (self.message is None) == (self.match is None):
-            raise TypeError(f"{type(self).__name__}() takes either message= or match=, not both")
+        name = type(self).__name__
+        if self.message is None and self.match is None:
+            raise TypeError(f"{name}() missing 1 required argument 'message' or 'match'")
+        if self.message is not None and self.match is not None:
+            raise TypeError(f"{name}() takes either 'message' or 'match', not both")
 
     def __call__(self, error: Exception, /) -> bool:
         if self.match is None:
             return str(error) == self.message
-        return re.match(self.match, str(error)) is not None
+        return re.search(self.match, str(error)) is not None
 
 
 class retry_if_not_exception_message(retry_if_exception_message):
@@ -333,7 +336,7 @@ class wait_chain(WaitStrategy):
 
     def __init__(self, *strategies: WaitStrategy) -> None:
         if not strategies:
-            raise ValueError("wait_chain() takes at least one wait strategy")
+            raise ValueError("wait_chain requires at least one strategy")
         object.__setattr__(self, "strategies", strategies)
 
     def __call__(self, retry_index: int, random: Random, /) -> float:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
 from stepfleet.errors import WorkflowRuntimeError
@@ -239,17 +239,12 @@ class StateStore(Generic[StateT]):
 
     def _assemble(self, stored: Mapping[str, Stored]) -> BaseModel:
         values = {name: found.value for name, found in stored.items() if found.version}
-        missing = [
-            name
-            for name, field in self._type.model_fields.items()
-            if field.is_required() and name not in values
-        ]
-        # A typed state whose fields have no defaults is filled by its first edit.
-        state = (
-            self._type.model_construct(**values)
-            if missing
-            else self._type(**_declared_only(self._type, values))
-        )
+        try:
+            state = self._type(**_declared_only(self._type, values))
+        except ValidationError:
+            # A typed state whose fields have no defaults is filled by its first edit, and `set`
+            # does not check types.
+            state = self._type.model_construct(**values)
         for name, value in values.items():
             if name in self._type.model_fields:
                 setattr(state, name, value)

@@ -117,7 +117,7 @@ async def test_a_wait_is_drawn_with_its_answer(place: Place) -> None:
             await handler.send_event(Done())
     assert arrows(draw_most_recent_execution_mermaid(handler)) == {
         ("StartEvent", "begin"),
-        ("external step", "Done"),
+        ("external_step", "Done"),
         ("Done", "begin"),
         ("begin", "StopEvent"),
     }

@@ -128,7 +128,7 @@ flowchart TD
     event_Answer(["Answer"]):::event
     event_Question(["Question"]):::event
     event_StopEvent(["StopEvent"]):::stop
-    external_external_step["external step"]:::external
+    external_external_step["external_step"]:::external
     event_StartEvent --> step_write
     step_write --> event_Draft
     event_Draft --> step_ask
@@ -174,7 +174,7 @@ def test_the_page_shows_every_step_and_event(tmp_path: Path) -> None:
     assert path == tmp_path / "flow.html"
     assert set(labels(text)) == {
         *("write", "ask", "end", "StartEvent", "Draft", "Question", "Answer", "StopEvent"),
-        "external step",
+        "external_step",
     }
     assert len(labels(text)) == 9
     assert "Review" in page.texts

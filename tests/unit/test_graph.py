@@ -17,6 +17,7 @@ from stepfleet.events import (
     HumanResponseEvent,
     InputRequiredEvent,
     StartEvent,
+    StepFailedEvent,
     StopEvent,
 )
 from stepfleet.graph import Graph, build_graph, check_graph, uses_human_input
@@ -227,7 +228,8 @@ def test_state_types_that_do_not_extend_each_other_are_refused() -> None:
 
     with pytest.raises(
         StateTypeError,
-        match=r"^Multiple state types are not in a compatible inheritance hierarchy: Base, Other.",
+        match=r"^Multiple state types are not in a compatible inheritance hierarchy\. "
+        r"One of them must extend all others\. Found: Base, Other$",
     ):
         _ = steps.graph().state_type
 
@@ -411,6 +413,15 @@ def circle_and_island() -> Steps:
         return HumanResponseEvent()
 
     return steps
+
+
+def test_a_failure_comes_to_catch_error_steps_alone() -> None:
+    steps = linear()
+
+    @step(workflow=steps)
+    async def handles(ev: StepFailedEvent) -> StopEvent: ...
+
+    assert "[reachability] Unreachable steps: handles\n" in message_of(steps)
 
 
 def test_every_problem_of_the_graph_is_listed_at_once() -> None:

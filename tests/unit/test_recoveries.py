@@ -55,7 +55,7 @@ def test_without_one_for_all_the_other_steps_have_none() -> None:
         ),
         ([handler("x", ["x"])], "@catch_error handler 'x' cannot cover another handler step 'x'."),
         (
-            [handler("x", ["a"]), handler("y", ["a"])],
+            [handler("y", ["a"]), handler("x", ["a"])],
             "Step 'a' is claimed by two @catch_error handlers: 'x' and 'y'.",
         ),
     ],

@@ -142,18 +142,19 @@ def test_conditions_by_message() -> None:
     assert not retry_if_exception_message(message="bad")(ERROR)
     assert retry_if_exception_message(match="bad")(ERROR)
     assert retry_if_exception_message(match=re.compile("BAD", re.IGNORECASE))(ERROR)
-    assert not retry_if_exception_message(match="request")(ERROR)
+    assert retry_if_exception_message(match="request")(ERROR)
+    assert not retry_if_exception_message(match="^request")(ERROR)
     assert not retry_if_not_exception_message(message="bad request")(ERROR)
-    assert retry_if_not_exception_message(match="request")(ERROR)
+    assert not retry_if_not_exception_message(match="request")(ERROR)
 
 
 @pytest.mark.parametrize("kind", [retry_if_exception_message, retry_if_not_exception_message])
 def test_a_message_condition_takes_exactly_one_of_message_and_match(
     kind: type[retry_if_exception_message],
 ) -> None:
-    with pytest.raises(TypeError, match="message= or match="):
+    with pytest.raises(TypeError, match="missing 1 required argument"):
         kind()
-    with pytest.raises(TypeError, match="message= or match="):
+    with pytest.raises(TypeError, match="takes either 'message' or 'match'"):
         kind(message="a", match="a")
 
 

@@ -146,3 +146,9 @@ async def test_a_key_of_live_objects_is_left_out_with_a_warning() -> None:
     store = InMemoryStateStore(DictState(memory=object(), n=1))
     with pytest.warns(UnserializableKeyWarning, match="known unserializable key: memory"):
         assert store.to_dict(Json())["state_data"]["_data"] == {"n": "1"}
+
+
+async def test_a_value_of_another_type_is_kept_as_it_was_set() -> None:
+    store = InMemoryStateStore(Typed())
+    await store.set("number", "x")
+    assert (await store.get_state()).number == "x"

@@ -29,4 +29,7 @@ def import_module_from_qualified_name(qualified_name: str) -> Any:
     module, _, name = qualified_name.rpartition(".")
     if not module:
         raise ValueError("Qualified name must be in format 'module.attribute'")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ImportError(f"Failed to import module {module}: {error}") from error

@@ -91,7 +91,7 @@ class _Drawn:
         known = self._groups.get(row.delivery)
         if known is not None:
             return known
-        return self._node(EXTERNAL_STEP, "external step") if self._has_begun else ""
+        return self._node(EXTERNAL_STEP, "external_step") if self._has_begun else ""
 
     def _event(self, origin: str, event: str, count: int) -> str:
         group = ("event", origin, event) if self._is_fine else ("event", event)
