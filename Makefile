@@ -71,14 +71,14 @@ fmt: $(VENV) ## format and fix what can be fixed
 	.venv/bin/ruff check --fix-only --quiet .
 	.venv/bin/ruff format .
 
-bench: $(VENV) ## measure this machine
-	PYTHONPATH=. QUICK=$(QUICK) .venv/bin/python -m benchmarks.bench
+bench: $(VENV) ## measure this machine beside peers: QUICK=1, ONLY=W1,W3, PEERS=arq,saq, ROUNDS=7
+	PYTHONPATH=. QUICK=$(QUICK) ONLY=$(ONLY) PEERS=$(PEERS) ROUNDS=$(ROUNDS) .venv/bin/python -m benchmarks.bench
 
 docs: $(VENV_DOCS) ## build the documentation into site/
 	.venv/bin/zensical build --clean --strict
 
 clean: ## remove what the recipes made
-	rm -rf .venv .venv-redis5 .lua-check site
+	rm -rf .venv .venv-redis5 .venv-bench-* .lua-check site
 
 .venv/bin/python:
 	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 ...))

@@ -1,261 +1,219 @@
-"""Measures stepfleet on this machine beside a hand-made loop: `make bench`, or `make bench QUICK=1`.
+"""`make bench`: everything side by side in interleaved rounds, then the report.
 
-Everything runs in interleaved rounds on one Redis server without persistence; medians, minima and
-maxima over the rounds are printed and written to `docs/benchmarks.md`. They hold for this machine only.
+    make bench                          all of it, at least five rounds, writes docs/benchmarks.md
+    make bench QUICK=1                  under three minutes, prints the report
+    make bench ONLY=W1,W3 PEERS=arq,saq  only these workloads, only these peers (stepfleet is always there)
+    make bench ROUNDS=7                 another number of rounds
+
+What is measured already on this commit is not measured again: a run that was interrupted goes on.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
-import platform
-import re
-import socket
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
-import redis.asyncio as redis
+from benchmarks.environments import ROOT, python_of
+from benchmarks.peers import PEERS, QUICK_PEERS
+from benchmarks.processes import DidNotRun, NotStarted, Session, megabytes, session
+from benchmarks.report import write
+from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads.measure import QUICK, Measure
 
-from benchmarks.ceiling import STREAMS
-from benchmarks.flows import Chain, Fan, One
-from stepfleet import Client
-from stepfleet.embedded.server import find_server_binary
-
-ROOT = Path(__file__).resolve().parent.parent
-QUICK = bool(os.environ.get("QUICK"))
-ROUNDS = 3 if QUICK else 7
-CHAINS = 500
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+ROUNDS = int(os.environ.get("ROUNDS") or (2 if QUICK else 5))
+RESULTS = ROOT / "benchmarks" / "results"
+#: These are measured with `appendfsync everysec` too.
+DURABLE = ("stepfleet", "ceiling")
 
 
-class Processes:
-    """A server and workers that end with the benchmark."""
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is started together."""
 
-    def __init__(self) -> None:
-        self._started: list[subprocess.Popen[bytes]] = []
-        self.folder = tempfile.TemporaryDirectory()
-
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with Path(self.folder.name, f"{len(self._started)}.log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        self._started.append(process)
-        return process
-
-    def stop(self) -> None:
-        for process in reversed(self._started):
-            process.kill()
-            process.wait()
-        self.folder.cleanup()
+    peer: str
+    server: str = "none"
+    workers: int = 1
+    target: str = "workflows"
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+Task = tuple[str, Measure]
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not await condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a process of the benchmark did not get ready")
-        await asyncio.sleep(0.05)
+class Results:
+    """The results as lines of JSON, written as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self._known = {self._key(row) for row in self.rows}
+
+    @staticmethod
+    def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+        names = ("round", "peer", "server", "workers", "target", "workload", "measure")
+        return tuple(row[name] for name in names)
+
+    def has(self, row: dict[str, Any]) -> bool:
+        return self._key(row) in self._known
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._known.add(self._key(row))
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
-async def chains_at_once(client: Client, flow: Any) -> float:
-    began = time.perf_counter()
-    handlers = await client.start_many(flow, [{"n": n} for n in range(CHAINS)])
-    results = await asyncio.gather(*handlers)
-    assert results == list(range(CHAINS))
-    return CHAINS / (time.perf_counter() - began)
+def chosen(variable: str, everything: tuple[str, ...], always: tuple[str, ...] = ()) -> list[str]:
+    """Return what an environment variable names, in the order of everything there is."""
+    named = [one for one in os.environ.get(variable, "").replace(",", " ").split() if one]
+    unknown = sorted(set(named) - set(everything))
+    if unknown:
+        sys.exit(f"{variable}={','.join(unknown)}: there is {', '.join(everything)}")
+    wanted = {*named, *always} if named else set(everything)
+    return [one for one in everything if one in wanted]
 
 
-async def idle_latency(client: Client, flow: Any, times: int = 40) -> float:
-    took: list[float] = []
-    for n in range(times):
-        began = time.perf_counter()
-        handler = await client.start(flow, n=n)
-        assert await handler == n
-        took.append((time.perf_counter() - began) * 1000)
-    return statistics.median(took)
+def plan(peers: list[str], workloads: list[str]) -> dict[Setup, list[Task]]:
+    """Return what is measured in one round, by what has to be started for it."""
+    planned: dict[Setup, list[Task]] = {}
+    for peer in peers:
+        for workload in workloads:
+            for measure in WORKLOADS[workload].MEASURES:
+                if not applies(measure, peer):
+                    continue
+                for setup in setups(measure, peer, workload):
+                    planned.setdefault(setup, []).append((workload, measure))
+    return planned
 
 
-async def fan(client: Client, width: int) -> float:
-    began = time.perf_counter()
-    handler = await client.start(Fan, width=width)
-    assert await handler == width
-    return (time.perf_counter() - began) * 1000
+def applies(measure: Measure, peer: str) -> bool:
+    if QUICK and not measure.quick:
+        return False
+    if measure.peers is not None:
+        return peer in measure.peers
+    return measure.kind in PEERS[peer].kinds
 
 
-async def ceiling_chains(server: redis.Redis) -> float:
-    last = await last_result(server)
-    began = time.perf_counter()
-    pipeline = server.pipeline(transaction=False)
-    for n in range(CHAINS):
-        pipeline.xadd(STREAMS[0], {"d": msgpack.packb({"n": n})})
-    await pipeline.execute()
-    seen = 0
-    while seen < CHAINS:
-        for _, entries in await server.xread({STREAMS[3]: last}, count=1000, block=2000):
-            seen, last = seen + len(entries), entries[-1][0]
-    return CHAINS / (time.perf_counter() - began)
+def setups(measure: Measure, peer: str, workload: str) -> list[Setup]:
+    if not PEERS[peer].has_workers:
+        return [Setup(peer=peer)] if 1 in measure.workers else []
+    if not measure.with_workers:
+        return [Setup(peer=peer, workers=0)]
+    counts = measure.workers[:1] if QUICK else measure.workers
+    # what grows needs a server of its own: parked runs stay there
+    target = "growth" if workload == "growth" and measure.target == "workflows" else measure.target
+    one = [Setup(peer=peer, workers=count, target=target) for count in counts]
+    if peer in DURABLE and not QUICK and workload != "growth":
+        one.append(Setup(peer=peer, server="everysec", workers=counts[0]))
+    return one
 
 
-async def ceiling_latency(server: redis.Redis, times: int = 40) -> float:
-    took: list[float] = []
-    for n in range(times):
-        last = await last_result(server)
-        began = time.perf_counter()
-        await server.xadd(STREAMS[0], {"d": msgpack.packb({"n": n})})
-        await server.xread({STREAMS[3]: last}, block=2000)
-        took.append((time.perf_counter() - began) * 1000)
-    return statistics.median(took)
+def measured(opened: Session, workload: str, measure: Measure) -> dict[str, Any]:
+    """Return the figures of one measure with what it cost."""
+    question = {"workload": workload, "measure": measure.name}
+    before, began = opened.counters(), time.monotonic()
+    answer = opened.ask(question, measure.seconds)
+    after, seconds = opened.counters(), time.monotonic() - began
+    if "wrong" in answer:
+        return answer
+    figures = answer["figures"]
+    grown = {name: after[name] - before[name] for name in after}
+    ours = sum(grown[f"{who} seconds"] for who in ("Redis", "worker", "producer"))
+    figures["foreign cores"] = max(0.0, (grown["machine seconds"] - ours) / seconds)
+    if steps := figures.get("steps"):
+        for who in ("worker", "Redis", "producer"):
+            figures[f"{who} us per step"] = grown[f"{who} seconds"] / steps * 1e6
+        for what in ("calls", "commands", "bytes in", "bytes out"):
+            figures[f"{what} per step"] = grown[what] / steps
+    if items := figures.get("items"):
+        figures["Redis bytes per item"] = grown["Redis bytes"] / items
+    if opened.workers:
+        figures["worker MB"] = megabytes(opened.worker_pids())
+        figures["worker CPU %"] = grown["worker seconds"] / seconds * 100
+    return {"figures": figures}
 
 
-async def last_result(server: redis.Redis) -> Any:
-    rows = await server.xrevrange(STREAMS[3], count=1)
-    return rows[0][0] if rows else "0-0"
+def run_setup(setup: Setup, tasks: list[Task], number: int, results: Results) -> None:
+    """Measure one peer once; what it cannot do is recorded with its reason."""
+    row = {"round": number, **setup.__dict__}
+    rows = [(task, {**row, "workload": task[0], "measure": task[1].name}) for task in tasks]
+    # a measure may rest on those before it, so either all of a setup are repeated or none
+    if all(results.has(row) for _, row in rows):
+        return
+    while rows:
+        try:
+            python = python_of(setup.peer)
+            with session(python=python, **_for_session(setup)) as opened:
+                while rows:
+                    (workload, measure), row = rows[0]
+                    record(results, {**row, **measured(opened, workload, measure)})
+                    rows.pop(0)
+        except NotStarted as error:
+            for _, row in rows:
+                record(results, {**row, "error": str(error)})
+            return
+        except DidNotRun as error:  # the rest is measured with new processes
+            record(results, {**rows.pop(0)[1], "error": str(error)})
 
 
-async def costs(
-    server: redis.Redis, worker_pid: int, work: Callable[[], Awaitable[Any]], steps: int
-) -> dict[str, float]:
-    """Counts what the work costs: it does not depend on how busy the machine is."""
-    server_pid = int((await server.info("server"))["process_id"])
-    before, cpu, server_cpu = (
-        await server.info("all"),
-        cpu_seconds(worker_pid),
-        cpu_seconds(server_pid),
-    )
-    await work()
-    after = await server.info("all")
-
-    def calls(info: dict[str, Any], *names: str) -> int:
-        return sum(
-            int(stats["calls"])
-            for name, stats in info.items()
-            if re.fullmatch(r"cmdstat_(" + "|".join(names) + ")", name)
-        )
-
-    outer = ("evalsha", "xreadgroup", "xread")
-    return {
-        "Redis calls per step, producer included": (calls(after, *outer) - calls(before, *outer))
-        / steps,
-        "Redis commands per step, inside scripts too": (calls(after, ".*") - calls(before, ".*"))
-        / steps,
-        "bytes to Redis per step": (
-            after["total_net_input_bytes"] - before["total_net_input_bytes"]
-        )
-        / steps,
-        "bytes from Redis per step": (
-            after["total_net_output_bytes"] - before["total_net_output_bytes"]
-        )
-        / steps,
-        "worker CPU per step, us": (cpu_seconds(worker_pid) - cpu) / steps * 1e6,
-        "Redis CPU per step, us": (cpu_seconds(server_pid) - server_cpu) / steps * 1e6,
-    }
+def record(results: Results, row: dict[str, Any]) -> None:
+    if not results.has(row):
+        results.add(row)
+    print(_line(row), flush=True)
 
 
-async def main() -> None:
-    processes = Processes()
-    try:
-        port = free_port()
-        url = f"redis://127.0.0.1:{port}"
-        processes.start(
-            str(find_server_binary()), "--port", str(port), "--bind", "127.0.0.1", "--save", ""
-        )
-        server = redis.Redis.from_url(url)
-
-        async def answers() -> bool:
-            try:
-                return bool(await server.ping())
-            except redis.ConnectionError:
-                return False
-
-        await until(answers)
-        worker = processes.start(
-            str(Path(sys.executable).with_name("workflow-worker")),
-            "benchmarks.flows:workflows",
-            "--redis-url",
-            url,
-            "--log-level",
-            "warning",
-        )
-        processes.start(sys.executable, "-m", "benchmarks.ceiling", url)
-
-        async def both_ready() -> bool:
-            return bool(await server.exists("{default:0}:leases")) and bool(
-                await server.exists(STREAMS[2])
-            )
-
-        await until(both_ready)
-        async with Client(url) as client:
-            rows = await measured(client, server)
-            counted = await costs(
-                server, worker.pid, lambda: chains_at_once(client, Chain), CHAINS * 3
-            )
-        report(rows, counted, (await server.info("server"))["redis_version"])
-        await server.aclose()
-    finally:
-        processes.stop()
+def _for_session(setup: Setup) -> dict[str, Any]:
+    target = "workflows" if setup.target == "growth" else setup.target
+    return {**setup.__dict__, "target": target}
 
 
-async def measured(client: Client, server: redis.Redis) -> dict[str, list[float]]:
-    rows: dict[str, list[float]] = {}
-    for number in range(ROUNDS + 1):
-        figures = {
-            "500 chains of 3 steps at once, chains/s": await chains_at_once(client, Chain),
-            "the same, hand-made loop": await ceiling_chains(server),
-            "one chain of 3 steps, idle, ms": await idle_latency(client, Chain),
-            "the same, hand-made loop, ms": await ceiling_latency(server),
-            "500 one-step runs at once, runs/s": await chains_at_once(client, One),
-            "one step, idle, ms": await idle_latency(client, One),
-            "1 -> 100 -> 1, ms": await fan(client, 100),
-            "1 -> 1,000 -> 1, ms": await fan(client, 1_000),
-        }
-        if number:  # the first round warms up
-            for name, figure in figures.items():
-                rows.setdefault(name, []).append(figure)
-    return rows
+def _line(row: dict[str, Any]) -> str:
+    what = f"round {row['round']}  {row['peer']:16} {row['workers']}  {row['server']:8} "
+    figures = row.get("figures", {})
+    names = ("per second", "p50 ms", "starts per second", "share of ideal", "worker us per step")
+    shown = ", ".join(f"{name} {figures[name]:,.2f}" for name in names if name in figures)
+    reason = row.get("wrong") or row.get("error")
+    return f"{what}{row['workload']:6} {row['measure']}: {reason or shown or 'done'}"
 
 
-def report(rows: dict[str, list[float]], counted: dict[str, float], server: str) -> None:
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`; absolute figures hold for the machine below only: compare within one",
-        "table. One worker process, one producer, one server without persistence, all on the same cores.",
-        "The hand-made loop (`benchmarks/ceiling.py`) has no fence, slots, retries or recovery.",
-        "",
-        f"- machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        f"- redis-server {server}, redis-py {version('redis')}, {ROUNDS} rounds after one to warm up",
-        "",
-        "| measure | median | min | max |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, figures in rows.items():
-        median, low, high = statistics.median(figures), min(figures), max(figures)
-        lines.append(f"| {name} | {median:,.2f} | {low:,.2f} | {high:,.2f} |")
-    lines += ["", "Counted over 500 chains at once:", "", "| cost | figure |", "| --- | --- |"]
-    lines += [f"| {name} | {figure:,.3f} |" for name, figure in counted.items()]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not QUICK:
-        (ROOT / "docs" / "benchmarks.md").write_text(text)
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    everything = QUICK_PEERS if QUICK and not os.environ.get("PEERS") else tuple(PEERS)
+    peers = chosen("PEERS", everything, ("stepfleet", "ceiling"))
+    workloads = chosen("ONLY", tuple(WORKLOADS))
+    path = RESULTS / ("quick.jsonl" if QUICK else f"{commit()}.jsonl")
+    if QUICK:
+        path.unlink(missing_ok=True)
+    results = Results(path)
+    began = time.monotonic()
+    planned = plan(peers, workloads)
+    for number in range(1, ROUNDS + 1):
+        for setup, tasks in planned.items():
+            run_setup(setup, tasks, number, results)
+    print(f"measured in {time.monotonic() - began:,.0f} s: {path.relative_to(ROOT)}", flush=True)
+    write(results.rows, quick=QUICK)
+    return failures(results.rows)
+
+
+def failures(rows: list[dict[str, Any]]) -> int:
+    """Return 1 if a result was wrong, or stepfleet itself did not run; a peer that did not is reported only."""
+    bad = [row for row in rows if "wrong" in row or ("error" in row and "stepfleet" in row["peer"])]
+    for row in bad:
+        print("FAILED", _line(row), file=sys.stderr)
+    return int(bool(bad))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())

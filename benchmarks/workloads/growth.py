@@ -1,0 +1,43 @@
+"""Growth: what a step costs with many live runs, many workflows and many workers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from benchmarks.workloads.measure import Figures, Measure, at_once
+
+TITLE = "Growth: 500 chains at once among others"
+
+OURS = ("stepfleet",)
+
+
+async def prepare(peer: Any, live: int) -> Figures:
+    """Park more runs; they stay live while the next measure runs."""
+    parked = peer.__dict__.setdefault("parked", [])
+    parked += await peer.park(live - len(parked))
+    return {}
+
+
+async def chains(peer: Any, kind: str) -> Figures:
+    return await at_once(peer, kind, 500, 3)
+
+
+MEASURES = (
+    *(
+        Measure(name=name, run=run, peers=OURS)
+        for live in (10, 1_000, 10_000)
+        for name, run in (
+            (f"{live:,} runs park", partial(prepare, live=live)),
+            (f"{live:,} live runs", partial(chains, kind="chain")),
+        )
+    ),
+    Measure(name="1 workflow", run=partial(chains, kind="chain"), peers=OURS, target="fifty"),
+    Measure(
+        name="50 workflows",
+        run=partial(chains, kind="chain over fifty"),
+        peers=OURS,
+        target="fifty",
+    ),
+    Measure(name="workers", run=partial(chains, kind="chain"), peers=OURS, workers=(1, 2, 4, 8)),
+)
