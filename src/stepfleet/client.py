@@ -116,6 +116,7 @@ class Client:
             WorkflowRuntimeError: the start event cannot be built or is accepted by no step.
             DefinitionError: only a name was given and no worker has announced it.
             EncodeError: the start event cannot travel.
+            Overloaded: `pending_runs_limit` runs are live; `retry_after` says when to try again.
             ConnectionLost: Redis is away; the run may or may not be recorded: repeat with the same
             id. StoreRefused: Redis takes no more (memory, rights).
         """

@@ -35,7 +35,6 @@ def fleet_of(url: str, settings: Settings) -> Fleet:
             "memory:// lives inside one event loop, so no client can connect to it: call "
             "Workflow.run(), which uses it when STEPFLEET_REDIS_URL is not set, or name a server"
         )
-    limits = Limits(max_bytes=int(settings.event_limit), max_depth=settings.depth_limit)
     connect_timeout = settings.connect_timeout.total_seconds()
     connect = connector(url, connect_timeout=connect_timeout)
     return Fleet(
@@ -43,10 +42,30 @@ def fleet_of(url: str, settings: Settings) -> Fleet:
         link=lambda name: Link(connect, name=f"stepfleet-{name}"),
         call_now=lambda: beat_caller(url, timeout=REPLY_TIMEOUT),
         beat_call=lambda: beat_caller(url, timeout=settings.lease.total_seconds() / 3),
-        bounds=Bounds(retention=settings.retention, stream_limit=settings.stream_limit),
-        limits=limits,
+        bounds=bounds_of(settings),
+        limits=limits_of(settings),
         inbox_limit=settings.inbox_limit,
         keeps_history=settings.history == "on",
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return how large and how many events may be."""
+    return Limits(
+        max_bytes=int(settings.event_limit),
+        max_depth=settings.depth_limit,
+        fan_out=settings.fan_out_limit,
+        collected=settings.collect_limit,
+    )
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Return how much is kept in Redis."""
+    return Bounds(
+        retention=settings.retention,
+        stream_limit=settings.stream_limit,
+        pending_runs_limit=settings.pending_runs_limit,
+        waiters_limit=settings.waiters_limit,
     )
 
 

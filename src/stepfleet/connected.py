@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from stepfleet.announced import Announced, AnnouncedRouting, PlannedRouting
 from stepfleet.awaited import Awaited
@@ -19,7 +19,7 @@ from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.core.continuation import check_continuable, continuation, next_id, revival
 from stepfleet.core.cut import Cut
 from stepfleet.core.plan import SYSTEM, Plan, type_name
-from stepfleet.errors import DefinitionError, RunConflictError, WorkflowRuntimeError
+from stepfleet.errors import DefinitionError, Overloaded, RunConflictError, WorkflowRuntimeError
 from stepfleet.events import StartEvent
 from stepfleet.parents import outside_of_steps
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
@@ -35,6 +35,9 @@ from stepfleet.storage.watcher import Watcher
 from stepfleet.workflow import Workflow, options_of
 
 T = TypeVar("T")
+
+#: Seconds after which a caller that was refused may try again.
+RETRY_AFTER: Final = 1.0
 
 
 class Before(NamedTuple):
@@ -422,6 +425,7 @@ def check_recorded(run_id: str, answer: Answer, parent: str = "") -> None:
 
     Raises:
         RunConflictError: the id belongs to a run with other arguments.
+        Overloaded: as many runs are live as the fleet takes.
         WorkflowRuntimeError: Redis answers something else.
     """
     if answer.word == "exists":
@@ -432,6 +436,12 @@ def check_recorded(run_id: str, answer: Answer, parent: str = "") -> None:
     if answer.word == "over":
         raise WorkflowRuntimeError(
             f"run {parent or run_id} has ended: its steps start no runs any more"
+        )
+    if answer.word == "full":
+        raise Overloaded(
+            f"run {run_id} was not recorded: as many runs are live as pending_runs_limit allows. "
+            f"Try again in {RETRY_AFTER:g} s, start more workers, or raise the setting",
+            RETRY_AFTER,
         )
     if answer.word != "applied":
         raise WorkflowRuntimeError(

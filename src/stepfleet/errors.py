@@ -76,7 +76,14 @@ class DeadLettered(RunError):
 
 
 class Overloaded(RunError):
-    """A limit on pending work is reached: try again later."""
+    """A limit on pending work is reached: try again later.
+
+    `retry_after` says how many seconds later.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ContextStateError(RunError):

@@ -205,6 +205,30 @@ class Settings(BaseSettings):
         description="Runs keep a row about each commit: for internal events and drawings of what "
         "they did.",
     )
+    pending_runs_limit: int = Field(
+        default=1_000_000,
+        ge=1,
+        le=100_000_000,
+        description="Runs that may be live at once; a client that starts one more gets `Overloaded`.",
+    )
+    fan_out_limit: int = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="Events that one execution of a step may send and return.",
+    )
+    collect_limit: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Events that one `collect_events` may wait for.",
+    )
+    waiters_limit: int = Field(
+        default=1_000,
+        ge=1,
+        le=1_000_000,
+        description="Steps of one run that may wait for events at once; one more fails.",
+    )
     inbox_limit: int = Field(
         default=100,
         ge=1,

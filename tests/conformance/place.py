@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from stepfleet.client import PATIENCE, Client
-from stepfleet.connect import fleet_of
+from stepfleet.connect import bounds_of, fleet_of, limits_of
 from stepfleet.embedded.memory import MemoryRuntime, memory_fleet
 from stepfleet.planning import cluster_name, make_plan
 from stepfleet.settings import Settings
@@ -32,7 +32,9 @@ SWEEP = timedelta(seconds=0.2)
 class Place:
     """Serves workflows under one namespace and knows what is stored there."""
 
-    def __init__(self, url: str, namespace: str, *, retention: timedelta | None = None) -> None:
+    def __init__(
+        self, url: str, namespace: str, *, retention: timedelta | None = None, **settings: Any
+    ) -> None:
         self.url = url
         self.namespace = namespace
         self.in_memory = url.startswith("memory:")
@@ -40,9 +42,12 @@ class Place:
         self._urls: dict[str, str] = dict.fromkeys(("worker", "producer"), url)
         if least_privilege.is_asked_for() and not self.in_memory:
             self._urls = least_privilege.urls_of_roles(url, namespace)
-        self._settings = Settings(namespace=namespace)
+        self._settings = Settings(namespace=namespace, **settings)
         self._retention = retention
-        self._local = self._bounded(memory_fleet(namespace)) if self.in_memory else None
+        local = memory_fleet(namespace, limits=limits_of(self._settings))
+        if settings:
+            local = replace(local, bounds=bounds_of(self._settings))
+        self._local = self._bounded(local) if self.in_memory else None
         self._workers: list[tuple[Worker, asyncio.Task[int]]] = []
         self._clients: list[Client] = []
         self.client = self.new_client()

@@ -15,6 +15,7 @@ from stepfleet.core.commit import (
     Emit,
     End,
     EntryFence,
+    FewWaits,
     Forget,
     Is,
     Mark,
@@ -374,7 +375,7 @@ def test_a_suspended_step_becomes_a_waiter_with_all_it_needs_to_go_on() -> None:
 
 
 def test_a_wait_looks_at_the_inbox_once_more() -> None:
-    assert decided(suspended(inbox_seen="3")).expects == [Is("inbox", "3")]
+    assert decided(suspended(inbox_seen="3")).expects == [Is("inbox", "3"), FewWaits()]
 
 
 def test_a_wait_with_a_time_out_sets_a_timer_that_names_it() -> None:
@@ -390,7 +391,7 @@ def test_a_wait_publishes_its_question_and_applies_its_contributions_once() -> N
     commit = decided(suspended(request=encoded(Ask()), collected=(collected,)))
     assert decode_public(only(commit, Publish).entry).type_id == "Ask"
     assert only(commit, Append).buffer == "b"
-    assert commit.expects == [Quota("b", "Work", (("Work", 2),)), Is("inbox", "")]
+    assert commit.expects == [Quota("b", "Work", (("Work", 2),)), Is("inbox", ""), FewWaits()]
 
 
 def test_what_a_waiting_step_sent_is_remembered_for_its_replay() -> None:

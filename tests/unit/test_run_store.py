@@ -37,6 +37,15 @@ COMMITS: dict[str, list[Commit]] = {
             [c.Write("seed", b"\x01"), c.Emit(WORK, ((D1, b"record"),), awaitable=False)],
         )
     ],
+    "limits": [
+        Commit("run1", c.NewRunFence("digest", ["status", "running"]), [], [c.Room()]),
+        Commit(
+            "run1",
+            c.EntryFence(WORK, "1-0", D1),
+            [c.Wait("waiter", "Reply", b"data")],
+            [c.FewWaits()],
+        ),
+    ],
     "step": [Commit("run1", c.EntryFence(WORK, "1-0", D1), [c.Emit(WORK, ((D2, b"record"),))])],
     "two-commits": [
         Commit("run1", c.EntryFence(WORK, "1-0", D1), [c.Emit(WORK, ((D2, b"r"),))]),

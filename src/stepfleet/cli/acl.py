@@ -26,6 +26,7 @@ _READ: Final = (
         "xrange",
         "xread",
         "xrevrange",
+        "zcard",
         "zcount",
         "zrange",
         "zrangebyscore",

@@ -30,7 +30,7 @@ class Codec:
         self, registry: TypeRegistry, *, limits: Limits | None = None, generic: bool = False
     ) -> None:
         self._registry = registry
-        self._limits = limits or Limits()
+        self.limits = self._limits = limits or Limits()
         self._decoder = Decoder(registry, max_depth=self._limits.max_depth, generic=generic)
 
     def generic(self) -> Codec:

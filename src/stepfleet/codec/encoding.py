@@ -29,12 +29,16 @@ _SEQUENCE_CODES: Final = {tuple: forms.TUPLE, set: forms.SET, frozenset: forms.F
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The largest values that travel, checked in both directions."""
+    """The largest values that travel, checked in both directions, and how many of them."""
 
     #: Bytes of one encoded event, result or store value (setting `event_limit`).
     max_bytes: int = 1024 * 1024
     #: Levels of nesting inside one event or value (setting `depth_limit`).
     max_depth: int = 64
+    #: Events that one execution of a step sends and returns (setting `fan_out_limit`).
+    fan_out: int = 100_000
+    #: Events that one `collect_events` waits for (setting `collect_limit`).
+    collected: int = 10_000
 
 
 def pack_rest(value: Any) -> Any:

@@ -116,6 +116,14 @@ class Is(NamedTuple):
     value: str
 
 
+class Room(NamedTuple):
+    """Fewer runs are live than the fleet takes (else the commit answers `full`)."""
+
+
+class FewWaits(NamedTuple):
+    """Fewer steps of the run wait than may (else the commit answers `full`)."""
+
+
 class Live(NamedTuple):
     """Another run is live."""
 
@@ -197,6 +205,8 @@ class Withheld(NamedTuple):
 Expectation = (
     Has
     | Is
+    | Room
+    | FewWaits
     | Live
     | Version
     | Quota
@@ -634,7 +644,8 @@ class Commit(NamedTuple):
 class Answer(NamedTuple):
     """What Redis answered to a commit.
 
-    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, broken, refused.
+    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, full, broken,
+    refused.
     A conflict on a buffer names it with its version and length; `missing` is what a buffer lacks
     after an append; `detail` is the text of a refusal.
     """

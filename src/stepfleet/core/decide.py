@@ -28,6 +28,7 @@ from stepfleet.core.commit import (
     End,
     EntryFence,
     Expectation,
+    FewWaits,
     Forget,
     Is,
     Leave,
@@ -219,7 +220,10 @@ def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:
     # An answer that came in meanwhile went to the inbox: then the step looks there before it
     # suspends.
     return Commit(
-        delivery.run_id, _fence(delivery), words, [*expects, Is("inbox", outcome.inbox_seen)]
+        delivery.run_id,
+        _fence(delivery),
+        words,
+        [*expects, Is("inbox", outcome.inbox_seen), FewWaits()],
     )
 
 

@@ -17,6 +17,7 @@ from stepfleet.core.commit import (
     NewRunFence,
     OverdueFence,
     Place,
+    Room,
     Route,
     Word,
     Write,
@@ -83,6 +84,9 @@ def start(
         fields += ["parent", parent]
         words.append(Join(parent))
         expects.append(Live(parent))
+    else:
+        # A child is part of what goes on already: refusing it would not relieve the fleet.
+        expects.append(Room())
     commit = Commit(run_id, NewRunFence(digest, fields), [*words, *emits], expects)
     return history.emitted(commit, first, plan)
 

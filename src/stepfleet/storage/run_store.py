@@ -21,6 +21,8 @@ class Bounds:
     retention: timedelta = timedelta(hours=24)
     #: Public events kept per run.
     stream_limit: int = 10_000
+    pending_runs_limit: int = 1_000_000
+    waiters_limit: int = 1_000
     #: Entries kept in the stream of ended runs.
     ends_limit: int = 10_000
     #: Dead letters kept.
@@ -229,6 +231,14 @@ def _has(p: Packing, args: list[Arg], e: c.Has) -> None:
 
 def _is(p: Packing, args: list[Arg], e: c.Is) -> None:
     args += ("is", e.field, e.value)
+
+
+def _room(p: Packing, args: list[Arg], e: c.Room) -> None:
+    args += ("room", p.key(p.keys.live), p.bounds.pending_runs_limit)
+
+
+def _few_waits(p: Packing, args: list[Arg], e: c.FewWaits) -> None:
+    args += ("few-waits", p.bounds.waiters_limit)
 
 
 def _live(p: Packing, args: list[Arg], e: c.Live) -> None:
@@ -578,6 +588,8 @@ _FENCES: dict[type[Any], _Writer] = {
 _EXPECTATIONS: dict[type[Any], _Writer] = {
     c.Has: _has,
     c.Is: _is,
+    c.Room: _room,
+    c.FewWaits: _few_waits,
     c.Live: _live,
     c.Version: _version,
     c.Quota: _quota,

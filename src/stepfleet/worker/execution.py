@@ -28,7 +28,7 @@ from stepfleet.core.outcome import (
 )
 from stepfleet.core.plan import Plan, routes_of, type_name
 from stepfleet.core.scopes import outside_scopes
-from stepfleet.errors import DecodeError, StaleExecution, WorkflowRuntimeError
+from stepfleet.errors import DecodeError, StaleExecution, TooLargeError, WorkflowRuntimeError
 from stepfleet.events import Event
 from stepfleet.graph import StepSpec
 from stepfleet.retry_policy import RetryInfo
@@ -139,6 +139,7 @@ class Execution:
         self._flushed = False
         self._published: list[str] = []
         self._occurrences: dict[str, int] = {}
+        self._sent = 0
         self._mutex = threading.Lock()
         self._ended: str | None = None
 
@@ -194,6 +195,9 @@ class Execution:
             )
         )
         with self._mutex:
+            self._sent += 1
+            if self._sent > self.plan.codec.limits.fan_out:
+                raise self._too_many(self._sent)
             occurrence = self._occurrence("send", type_id, payload)
             kind = f"send:{parent.attempt}"
             named = tuple(
@@ -235,6 +239,13 @@ class Execution:
         """Note that something of this execution is applied: the settling commit has to clean up."""
         self._flushed = True
 
+    def _too_many(self, events: int) -> TooLargeError:
+        return TooLargeError(
+            f"step {self.spec.name!r} sends and returns {events} events in one execution, over the "
+            f"limit of {self.plan.codec.limits.fan_out}: split the work over several events, or "
+            "raise the setting fan_out_limit"
+        )
+
     def _queue(self, effect: Effect) -> None:
         self._effects.append(effect)
         if len(self._effects) == 1:
@@ -255,6 +266,12 @@ class Execution:
         self._refuse_if_ended("collect_events")
         if not expected:
             return []
+        if len(expected) > self.plan.codec.limits.collected:
+            raise TooLargeError(
+                f"step {self.spec.name!r} collects {len(expected)} events, over the limit of "
+                f"{self.plan.codec.limits.collected}: collect in parts, or raise the setting "
+                "collect_limit"
+            )
         replayed, answer = self._replayed("collect")
         if replayed:
             return None if answer is None else [self._decoded(data) for data in answer]
@@ -415,6 +432,8 @@ class Execution:
         return self.encoded(value), None
 
     def _members(self, members: list[Any]) -> tuple[Encoded, ...]:
+        if self._sent + len(members) > self.plan.codec.limits.fan_out:
+            raise self._too_many(self._sent + len(members))
         for member in members:
             if not isinstance(member, Event):
                 raise WorkflowRuntimeError(

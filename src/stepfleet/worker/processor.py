@@ -52,6 +52,7 @@ from stepfleet.errors import (
     DecodeError,
     NewerVersionError,
     StoreError,
+    TooLargeError,
     WorkflowRuntimeError,
 )
 from stepfleet.graph import StepSpec
@@ -351,6 +352,9 @@ class Processor:
         while True:
             commit = self._decided(delivery, outcome, plan)
             answer = await self._committer.commit(commit)
+            if answer.word == "full" and isinstance(outcome, Suspended):
+                outcome = Failed(error=self._too_many_waits(delivery), traces=outcome.traces)
+                continue
             if answer.word != "conflict":
                 self._log(delivery, outcome, commit.words, answer)
                 if self._observer is not None:
@@ -363,6 +367,13 @@ class Processor:
                 return known, answer
             # Nothing of what came meanwhile is for this wait: it begins all the same.
             outcome = replace(outcome, inbox_seen=known.inbox_seen)
+
+    def _too_many_waits(self, delivery: Delivery) -> TooLargeError:
+        return TooLargeError(
+            f"step {delivery.route.step!r} cannot wait: {self._fleet.bounds.waiters_limit} steps "
+            f"of run {delivery.run_id} wait already. Wait in fewer of them, or raise the setting "
+            "waiters_limit"
+        )
 
     def _decided(self, delivery: Delivery, outcome: Outcome, plan: Plan) -> Commit:
         now_ms = self._clock.redis_ms()

@@ -36,6 +36,16 @@ local EXPECT = {
     end
     return next_
   end,
+  -- zset of live runs, limit: there are fewer
+  room = function(j)
+    if rc('ZCARD', K[A[j] + 0]) >= A[j + 1] + 0 then return j + 2, 'full' end
+    return j + 2
+  end,
+  -- limit: fewer steps of the run wait
+  ['few-waits'] = function(j)
+    if (fields[3] or 0) + 0 >= A[j] + 0 then return j + 1, 'full' end
+    return j + 1
+  end,
   -- record of another run: it is live
   live = function(j)
     if rc('HGET', K[A[j] + 0], 'status') ~= 'running' then return j + 1, 'over' end
