@@ -44,6 +44,7 @@ def fleet_of(url: str, settings: Settings) -> Fleet:
         beat_call=lambda: beat_caller(url, timeout=settings.lease.total_seconds() / 3),
         bounds=bounds_of(settings),
         limits=limits_of(settings),
+        tracing=settings.tracing,
         inbox_limit=settings.inbox_limit,
         keeps_history=settings.history == "on",
     )

@@ -78,6 +78,8 @@ class Connected:
 
     def __init__(self, fleet: Fleet, *, types: Iterable[type], patience: float | None) -> None:
         self.fleet = fleet
+        #: What makes spans, if anybody takes them.
+        self.tracing = fleet.tracer()
         self.codec = Codec(
             TypeRegistry(types, open=fleet.open_types), limits=fleet.limits, generic=True
         )
@@ -227,6 +229,8 @@ class Connected:
         who = "" if once and once.parent else f"{target.name}\0{type_id}"
         text = f"{who}\0{once.token if once else ''}"
         digest = hashlib.blake2b(text.encode() + payload, digest_size=16).hexdigest()
+        if self.tracing is not None:
+            headers = self.tracing.started(target.name, run_id, type_id, headers)
         return endings.start(
             run_id,
             routes,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Literal, NamedTuple, TextIO, cast
+from typing import Any, Final, Literal, NamedTuple, TextIO, cast
 
 from pydantic import BaseModel
 
@@ -66,7 +66,8 @@ class step_log_context:  # noqa: N801 - used as a function: `with step_log_conte
 class StepLogFilter(logging.Filter):
     """Copies the step's names onto a record, for a handler with a format of its own.
 
-    Fields given as `extra` win. Outside of a step the record is left as it is.
+    Fields given as `extra` win. Outside of a step there are none. While a span of OpenTelemetry is
+    active, `trace_id` and `span_id` are added.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -74,6 +75,9 @@ class StepLogFilter(logging.Filter):
         current = _current.get()
         if current is not None:
             vars(record).update(current._asdict() | vars(record))
+        span = _span_fields()
+        if span:
+            vars(record).update(span | vars(record))
         return True
 
 
@@ -131,6 +135,16 @@ def configure_logging(
             root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+def _span_fields() -> dict[str, str]:
+    trace: Any = sys.modules.get("opentelemetry.trace")  # an extra: who has a span has imported it
+    if trace is None:
+        return {}
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return {}
+    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
 
 
 def _timestamp(record: logging.LogRecord) -> datetime:

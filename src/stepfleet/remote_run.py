@@ -37,6 +37,7 @@ from stepfleet.storage.reader import Ended, HistoryEntry, PublicRow, RunReader, 
 from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
+from stepfleet.tracing import Tracing
 from stepfleet.wire import decode_completed, encode_record
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ class Services(Protocol):
     committer: Committer
     reader: RunReader
     watcher: Watcher
+    #: What makes spans, if anybody takes them.
+    tracing: Tracing | None
 
     def cut_now(self, run_id: str) -> Cut:
         """Return everything that is recorded of a run, without waiting in the event loop."""
@@ -505,7 +508,9 @@ class RemoteRun:
         parent = f"{self.run_id}/{operation}"
         kept = await self._kept()
         lineage = {history.HISTORY: kept} if kept else None
-        sent = Record(parent, type_id, payload, lineage=lineage, target=step)
+        tracing = self._services.tracing
+        headers = None if tracing is None else tracing.headers()
+        sent = Record(parent, type_id, payload, lineage=lineage, headers=headers, target=step)
         record = encode_record(sent)
         words: list[Word] = [
             arrival(

@@ -252,6 +252,10 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.:%-]{1,255}$",
         description="The address of that port: `0.0.0.0` for every network.",
     )
+    tracing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_lower)] = Field(
+        default="auto",
+        description="OpenTelemetry spans. `auto`: when the program has configured a tracer provider.",
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
     ] = Field(default="info", description="The least serious log line that the commands print.")

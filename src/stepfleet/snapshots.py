@@ -94,7 +94,8 @@ class _Work:
             )
         for name, buffer in cut.buffers.items():
             step, _, label = name.partition(":")
-            events = [self._text(*decode_buffered(data)) for data in buffer.events]
+            found = [decode_buffered(data) for data in buffer.events]
+            events = [self._text(one.type_id, one.payload) for one in found]
             collected.setdefault(step, {})[label] = events
         steps = queues.keys() | running.keys() | waiters.keys() | collected.keys()
         return {

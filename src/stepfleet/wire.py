@@ -253,11 +253,13 @@ class BufferedEvent(NamedTuple):
 
     type_id: str
     payload: bytes
+    #: The span that brought it, as W3C writes it; it is left out where nobody traces.
+    traceparent: str = ""
 
 
 def encode_buffered(event: BufferedEvent) -> bytes:
     """Return the bytes of a buffered event."""
-    return _pack((VERSION, *event))
+    return _pack((VERSION, *event) if event.traceparent else (VERSION, *event[:2]))
 
 
 def decode_buffered(data: bytes) -> BufferedEvent:
@@ -266,8 +268,11 @@ def decode_buffered(data: bytes) -> BufferedEvent:
     Raises:
         DecodeError: the bytes are no buffered event, or one of a newer version.
     """
-    fields = _unpack(data, "buffered event", len(BufferedEvent._fields))
-    return BufferedEvent(*_typed(fields, (str, bytes), "buffered event", data))
+    fields = _unpack(data, "buffered event", None)
+    if len(fields) not in (2, 3):
+        raise DecodeError(f"a buffered event has {len(fields)} fields instead of 2 or 3", data)
+    shape = (str, bytes, str)[: len(fields)]
+    return BufferedEvent(*_typed(fields, shape, "buffered event", data))
 
 
 def route_fields(route: Route) -> list[Any]:

@@ -27,7 +27,7 @@ class Record(NamedTuple):
     #: What every event that follows from this one inherits, a mapping. `recoveries`: how often each
     #: `catch_error` step was come to on the way here.
     lineage: Any = None
-    #: Trace headers.
+    #: Trace headers, and other text that every event which follows from this one carries too.
     headers: dict[str, str] | None = None
     #: Digest of the code that emitted it.
     code: str | None = None
@@ -50,6 +50,8 @@ class Delivery(NamedTuple):
     fresh: bool = True
     #: Of a step that takes several events: type name of the stream and encoded record of each.
     batch: tuple[tuple[str, bytes], ...] | None = None
+    #: Trace headers of its execution here, which what follows from it carries; None: its own.
+    trace: dict[str, str] | None = None
 
     @property
     def is_first(self) -> bool:

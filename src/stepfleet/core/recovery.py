@@ -47,7 +47,11 @@ def recovered(
         return None  # the input and what is said of its failure are too large for one event
     route = next(r for r in plan.accepted_by(StepFailedEvent) if r.step == handler.step_name)
     recovery = Record(
-        delivery.id, encoded.type_id, encoded.payload, lineage=lineage, headers=record.headers
+        delivery.id,
+        encoded.type_id,
+        encoded.payload,
+        lineage=lineage,
+        headers=delivery.trace or record.headers,
     )
     name = delivery_id(delivery.id, route.step, "recovery", 0)
     return Emit(route, ((name, encode_record(recovery)),), awaitable=False)

@@ -169,7 +169,7 @@ def _release(delivery: Delivery, route: Route, plan: Plan) -> tuple[Route, str, 
         delivery.id,
         *plan.codec.encode_event(event),
         lineage=lineage or None,
-        headers=delivery.record.headers,
+        headers=delivery.trace or delivery.record.headers,
     )
     return route, delivery_id(delivery.id, route.step, "release", 0), encode_record(record)
 
@@ -204,7 +204,7 @@ def _record(delivery: Delivery, event: Encoded, lineage: dict[str, Any] | None) 
             event.type_id,
             event.payload,
             lineage=lineage,
-            headers=delivery.record.headers,
+            headers=delivery.trace or delivery.record.headers,
         )
     )
 

@@ -15,6 +15,7 @@ from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.storage.run_store import Bounds
 from stepfleet.storage.scripts import Script
+from stepfleet.tracing import Mode, Tracing, tracing_of
 
 #: Runs a script from the lease thread, on a connection of its own.
 BeatCall = Callable[[Script, list[str], list[Any]], Any]
@@ -46,6 +47,17 @@ class Fleet:
     open_types: bool = False
     #: Makes a synchronous caller for who cannot wait in the event loop (`Context.to_dict`).
     call_now: Callable[[], BeatCall] | None = None
+
+    #: Whether spans are made, for which a tracer provider must be configured.
+    tracing: Mode = "auto"
+
+    def tracer(self) -> Tracing | None:
+        """Return what makes spans, None when nobody takes them; asked once by a client or worker.
+
+        Raises:
+            SettingsError: tracing is on, and nothing is there to take spans.
+        """
+        return tracing_of(self.tracing, namespace=self.keys.namespace, host=self.host, pid=self.pid)
 
     def token(self) -> str:
         """Return an id that nobody had before."""

@@ -124,6 +124,8 @@ class Execution:
             rerun or not delivery.fresh or delivery.deliveries > 1 or bool(delivery.record.journal)
         )
         self.collected: list[Collected] = []
+        #: Spans that brought the events which it joined from a buffer, as W3C writes them.
+        self.joined: list[str] = []
         #: Token of the edit lock while it is held.
         self.lock = ""
         #: Store writes so far: each has a number, so that one sent twice is applied once.
@@ -190,7 +192,7 @@ class Execution:
                 type_id,
                 payload,
                 lineage=outside_scopes(parent.lineage),
-                headers=parent.headers,
+                headers=self.delivery.trace or parent.headers,
                 target=step,
             )
         )
@@ -277,7 +279,7 @@ class Execution:
             return None if answer is None else [self._decoded(data) for data in answer]
         quota = self._quota(expected)
         type_id, payload = self.plan.codec.encode_event(event)
-        own, data = type_name(type_id), encode_buffered(BufferedEvent(type_id, payload))
+        own, data = type_name(type_id), encode_buffered(self._buffered(type_id, payload))
         if quota == {own: 1}:
             return self._answer([data])
         name = f"{self.spec.name}:{type_name(buffer_id or 'default')}"
@@ -303,6 +305,13 @@ class Execution:
             return None
         queues = {name: iter(events) for name, events in by_type.items()}
         return [next(queues[self.plan.name_of(event_type)]) for event_type in expected]
+
+    def _buffered(self, type_id: str, payload: bytes) -> BufferedEvent:
+        if self.delivery.trace is None:
+            return BufferedEvent(type_id, payload)
+        # The one that joins links to the span that brought this event.
+        brought_by = (self.delivery.record.headers or {}).get("traceparent", "")
+        return BufferedEvent(type_id, payload, brought_by)
 
     def _quota(self, expected: Sequence[type[Event]]) -> Counter[str]:
         """Return how many of each type are wanted: counted in C, as this runs once per event of a join."""
@@ -371,6 +380,8 @@ class Execution:
 
     def _decoded(self, data: bytes) -> Event:
         buffered = decode_buffered(data)
+        if buffered.traceparent:
+            self.joined.append(buffered.traceparent)
         return self.plan.codec.decode_event(buffered.type_id, buffered.payload)
 
     # -- what it takes -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -64,6 +65,7 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import RunReader
 from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
+from stepfleet.tracing import trace_fields
 from stepfleet.wire import Promotion, decode_unclaimed, encode_timer
 from stepfleet.worker.execution import (
     NOTHING_KNOWN,
@@ -79,6 +81,8 @@ from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime
 
 logger = logging.getLogger("stepfleet.worker.processor")
+
+_NO_SPAN: Final = nullcontext()
 
 #: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter
 #: one arms it for free.
@@ -147,6 +151,7 @@ class Processor:
         self._locks = locks
         self._runtime = runtime
         self._observer = observer
+        self._tracing = fleet.tracer()
         self._served: dict[str, Served] = {}
         self._held: dict[tuple[Route, str], Held] = {}
         self._in_line: deque[Held] = deque()
@@ -319,6 +324,7 @@ class Processor:
             await self._take_place(held)
             outcome = await self._outcome(held, served, known, rerun)
             self._give_place(held)
+            delivery = held.delivery
             if held.cancelled:
                 # The step swallowed its cancellation: what it returned is nobody's any more.
                 raise asyncio.CancelledError
@@ -401,14 +407,19 @@ class Processor:
                 f"the events for step {spec.name!r} are not there any more"
             )
             return Failed(error=error)
+        span = None if self._tracing is None else self._tracing.execution(delivery, rerun=rerun)
+        if span is not None:
+            delivery = held.delivery = delivery._replace(trace=span.headers)
         execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
         current_parent.set(self._parent(held, execution))
         began = 0.0 if self._observer is None else self._clock.steady()
-        with _step_log_context(delivery):
+        with _step_log_context(delivery), span or _NO_SPAN:
             outcome = await run_step(
                 execution, served.instance, executor=self._executor, clock=self._clock
             )
+            if span is not None:
+                span.ended(outcome, execution.joined)
         execution.end("the step has returned")
         if self._observer is not None:
             ran_s = self._clock.steady() - began
@@ -546,7 +557,7 @@ class Processor:
         else:
             return
         with _step_log_context(delivery):
-            logger.log(level, text, exc_info=error)
+            logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
 
     # -- effects -----------------------------------------------------------------------------------
 
