@@ -279,7 +279,9 @@ class Execution:
             return None if answer is None else [self._decoded(data) for data in answer]
         quota = self._quota(expected)
         type_id, payload = self.plan.codec.encode_event(event)
-        own, data = type_name(type_id), encode_buffered(self._buffered(type_id, payload))
+        brought_by = self._brought_by() if self.delivery.trace is not None else ""
+        buffered = BufferedEvent(type_id, payload, brought_by)
+        own, data = type_name(type_id), encode_buffered(buffered)
         if quota == {own: 1}:
             return self._answer([data])
         name = f"{self.spec.name}:{type_name(buffer_id or 'default')}"
@@ -306,12 +308,9 @@ class Execution:
         queues = {name: iter(events) for name, events in by_type.items()}
         return [next(queues[self.plan.name_of(event_type)]) for event_type in expected]
 
-    def _buffered(self, type_id: str, payload: bytes) -> BufferedEvent:
-        if self.delivery.trace is None:
-            return BufferedEvent(type_id, payload)
-        # The one that joins links to the span that brought this event.
-        brought_by = (self.delivery.record.headers or {}).get("traceparent", "")
-        return BufferedEvent(type_id, payload, brought_by)
+    def _brought_by(self) -> str:
+        """Return the span that brought the event, to which the execution that joins it links."""
+        return (self.delivery.record.headers or {}).get("traceparent", "")
 
     def _quota(self, expected: Sequence[type[Event]]) -> Counter[str]:
         """Return how many of each type are wanted: counted in C, as this runs once per event of a join."""

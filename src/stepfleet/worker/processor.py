@@ -12,7 +12,6 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -81,8 +80,6 @@ from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime
 
 logger = logging.getLogger("stepfleet.worker.processor")
-
-_NO_SPAN: Final = nullcontext()
 
 #: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter
 #: one arms it for free.
@@ -414,12 +411,14 @@ class Processor:
         current_runtime.set(self._runtime)
         current_parent.set(self._parent(held, execution))
         began = 0.0 if self._observer is None else self._clock.steady()
-        with _step_log_context(delivery), span or _NO_SPAN:
-            outcome = await run_step(
-                execution, served.instance, executor=self._executor, clock=self._clock
-            )
-            if span is not None:
-                span.ended(outcome, execution.joined)
+        running = run_step(execution, served.instance, executor=self._executor, clock=self._clock)
+        with _step_log_context(delivery):
+            if span is None:
+                outcome = await running
+            else:
+                with span:
+                    outcome = await running
+                    span.ended(outcome, execution.joined)
         execution.end("the step has returned")
         if self._observer is not None:
             ran_s = self._clock.steady() - began
