@@ -207,11 +207,22 @@ class Client:
             DefinitionError: nothing is known of the workflow.
             ConnectionLost: Redis is away; repeat it.
         """
+        return await self.resume_under(run_id, workflow, name)
+
+    async def resume_under(
+        self,
+        run_id: str,
+        workflow: Workflow | type[Workflow] | str | None,
+        name: str | None,
+        resume: Callable[[str], Awaitable[WorkflowHandler]] | None = None,
+    ) -> WorkflowHandler:
+        """`resume`, with how the handler of the new run resumes that one in its turn."""
         _check_any_run_id(run_id)
         connected = self.connection()
         target = connected.target(workflow, name=name) if workflow is not None else None
-        continued = await connected.resume(run_id, target)
-        return self._handler(connected.run(continued, target), workflow)
+        run = connected.run(await connected.resume(run_id, target), target)
+        resume = resume or partial(self.resume, workflow=workflow, name=name)
+        return self._handler(run, workflow, resume)
 
     async def requeue(
         self, letter: str, *, workflow: Workflow | type[Workflow] | str | None = None
@@ -308,11 +319,14 @@ class Client:
         return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
 
     def _handler(
-        self, run: RemoteRun, workflow: Workflow | type[Workflow] | str | None
+        self,
+        run: RemoteRun,
+        workflow: Workflow | type[Workflow] | str | None,
+        resume: Callable[[str], Awaitable[WorkflowHandler]] | None = None,
     ) -> WorkflowHandler:
         context: Context[Any] = Context(workflow)
         context.attach(run)
-        return WorkflowHandler(run, context, partial(self.resume, workflow=workflow))
+        return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
 
 
 def identity_of(run_id: str | None, context: Context[Any] | None, chance: Random) -> str:

@@ -161,6 +161,19 @@ async def test_a_continuation_is_cancelled_and_resumed_as_well(place: Place) -> 
     assert await handler == ["me", list(range(9))]
 
 
+async def test_a_handler_of_a_continuation_resumes_it_as_well(place: Place) -> None:
+    flow_class = fan()
+    flow = await place.serve(flow_class)
+    handler = flow.run(run_id="fan")
+    for count in (2, 4, 6):
+        await flow_class.gate.reached(count)
+        await cancelled(handler)
+        handler = await handler.resume()
+    flow_class.gate.open.set()
+    assert handler.run_id == "fan~3"
+    assert await handler == ["me", list(range(9))]
+
+
 async def test_a_run_that_was_not_cancelled_leaves_nothing_to_resume(place: Place) -> None:
     class Flow(Workflow):
         @step

@@ -228,7 +228,9 @@ class MemoryRuntime:
         serving = self._served(workflow)
         serving.runs += 1
         try:
-            handler = await self.client.resume(run_id, workflow=workflow, name=serving.name)
+            handler = await self.client.resume_under(
+                run_id, workflow, serving.name, partial(self._resume, workflow)
+            )
         except BaseException:
             self.client.connection().spawn(self._left(workflow, serving))
             raise
