@@ -189,10 +189,17 @@ class Invariants:
 
     def _check_slots(self, run_id: str, record: dict[bytes, bytes]) -> None:
         run = run_id.encode()
+        lent = {
+            delivery
+            for delivery, where in self._hash(self._keys.open(run_id)).items()
+            if where.endswith(b" lent")
+        }
+        if int(record.get(b"lent", b"0")) != len(lent):
+            self._violated("D4", f"{run_id}: counts {record.get(b'lent')} lent slots, has {lent}")
         for step, (limit, ceiling) in self._steps().items():
             streams = [name for name, route in self._routes.items() if route.step == step]
             entries = [fields for name in streams for _, fields in self._entries(name)]
-            taken = sum(fields[1] == run for fields in entries)
+            taken = sum(fields[1] == run and fields[3] not in lent for fields in entries)
             held = len(self._server.value(self._keys.hold(run_id, step)) or ())
             counted = int(record.get(f"s:{step}".encode(), b"0"))
             if counted != taken + held:
@@ -211,8 +218,11 @@ class Invariants:
         workflow = next(iter(self._routes.values())).workflow
         gauge = self._hash(self._keys.gauge(workflow, step))
         reserved = int(gauge.get(b"reserved", b"0"))
-        if entries + reserved > ceiling:
-            self._violated("D4", f"{entries} + {reserved} of {step} are let go, {ceiling} may be")
+        lent = int(gauge.get(b"lent", b"0"))
+        if entries + reserved - lent > ceiling:
+            self._violated(
+                "D4", f"{entries} + {reserved} - {lent} of {step} are let go, {ceiling} may be"
+            )
 
     def _check_waits(self, run_id: str, record: dict[bytes, bytes]) -> None:
         waits = self._hash(self._keys.wait(run_id))
@@ -271,7 +281,7 @@ class Invariants:
                 self._violated("D1", f"the timer {member} is left")
         for name in self._server.names():
             if ":lim:" in name and not name.endswith(":queue"):
-                if self._hash(name).get(b"reserved", b"0") != b"0":
+                if any(count != b"0" for count in self._hash(name).values()):
                     self._violated("D4", f"{name} keeps {self._hash(name)}")
             elif ":lim:" in name:
                 self._violated("D4", f"{name} is not empty")

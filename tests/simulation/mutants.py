@@ -229,8 +229,8 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "fences",
-                "if hold > 0 then refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1)) end",
-                "if hold > 0 then refill(s, K[hold], rc('HGET', run, SLOT[s]) + 0) end",
+                "refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1))",
+                "refill(s, K[hold], rc('HGET', run, SLOT[s]) + 0)",
             )
         ],
     ),
@@ -239,7 +239,7 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "slots",
-                "local free = queue and 0 or math.min(LIMIT[s] - n + k, MOST)",
+                "local free = (queue or closed) and 0 or math.min(LIMIT[s] - n + k, MOST)",
                 "local free = MOST",
             )
         ],

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -18,7 +18,12 @@ from stepfleet import Workflow
 from stepfleet.client import Client
 from stepfleet.codec import Limits
 from stepfleet.embedded.memory_time import redis_time
-from stepfleet.errors import ConnectionLost, StoreError, WorkflowError
+from stepfleet.errors import (
+    ConnectionLost,
+    StoreError,
+    WorkflowCancelledByUser,
+    WorkflowError,
+)
 from stepfleet.handler import WorkflowHandler
 from stepfleet.planning import make_plan
 from stepfleet.storage.keys import Keys
@@ -161,6 +166,8 @@ class Simulation:
 
     def _may_idle(self, run_id: str) -> bool:
         """Whether a run may wait for what a client still has to send."""
+        if "~" in run_id:
+            return False
         wanted = next(plan.begin.extras for plan in self.runs if plan.run_id == run_id)
         return self.ledger.extras_sent[run_id] < wanted
 
@@ -227,7 +234,7 @@ class Simulation:
         if self._faulty:
             await self._storm()
         await self._until(self._all_ended, PATIENCE, "D8", "runs go on")
-        await self._until(self._all_seen, 60.0, "D8", "clients wait")
+        await self._until(self._all_seen, PATIENCE, "D8", "clients wait")
         self._check_runs()
         await self._rest()
 
@@ -270,12 +277,26 @@ class Simulation:
             max_deliveries=1_000_000,
             drain_timeout=timedelta(seconds=1.5),
         )
+        async with Client(
+            fleet(self.network, process, chance, self.bounds), patience=None
+        ) as runtime:
+            await self._work_with(process, chance, options, made, runtime)
+
+    async def _work_with(
+        self,
+        process: Process,
+        chance: Random,
+        options: WorkerOptions,
+        made: list[Worker],
+        runtime: Client,
+    ) -> None:
         instance = self.workflow(timeout=None)
         while True:
             worker = Worker(
                 fleet(self.network, process, chance, self.bounds),
                 {self.plan.workflow: (self.plan, instance)},
                 options=options,
+                runtime=runtime,
             )
             made.append(worker)
             try:
@@ -331,6 +352,33 @@ class Simulation:
         result = await self._outcome(handler)
         self.results[process.name, plan.run_id] = result
         await asyncio.gather(*tasks)
+        if is_boss and isinstance(result, WorkflowCancelledByUser) and plan.is_resumable:
+            await self._go_on(process, chance, handler, plan)
+
+    async def _go_on(
+        self, process: Process, chance: Random, handler: WorkflowHandler, plan: RunPlan
+    ) -> None:
+        """Resumes a cancelled run, which then comes to what its program says."""
+        while True:
+            try:
+                again = await handler.resume()
+                break
+            except ConnectionLost:
+                await asyncio.sleep(0.3)
+        going_on = replace(plan, run_id=again.run_id, cancelled=None)
+        following = asyncio.create_task(self._follow(process, chance, again, going_on))
+        result = await self._outcome(again)
+        await following
+        self.faults["resume"] += 1
+        if self.ledger.lost_locks[plan.run_id] or self.ledger.lost_locks[again.run_id]:
+            return
+        for (run_id, key), values in list(self.ledger.sent.items()):
+            if run_id == plan.run_id:
+                self.ledger.sent[again.run_id, key] |= values
+        if isinstance(result, BaseException) != plan.fails:
+            self._violated("D1", f"{again.run_id} ended as {result!r}")
+        if not plan.fails and not going_on.result_fits(result, self.ledger.sent):
+            self._violated("D5", f"{again.run_id}: the result is {result}")
 
     async def _started(self, client: Client, plan: RunPlan) -> WorkflowHandler:
         while True:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.errors import WorkflowRuntimeError
@@ -153,7 +153,7 @@ def _begun(ctx: Context[Any], name: str) -> int:
     return attempt
 
 
-async def _carry_out(ctx: Context[Any], ev: Job, attempt: int) -> list[str]:
+async def _carry_out(ctx: Context[Any], ev: Job, attempt: int, flow: Workflow) -> list[str]:
     answers: list[str] = []
     for word, argument in ev.ops:
         match word:
@@ -168,9 +168,18 @@ async def _carry_out(ctx: Context[Any], ev: Job, attempt: int) -> list[str]:
                 await ctx.store.set(f"job{ev.number}", [ev.round, argument])
             case "ask" | "late":
                 answers.append(await _wait(ctx, ev, word, argument))
+            case "child":
+                await _call(ctx, flow, argument)
             case _:
                 _tell(ctx, ev, word, argument)
     return answers
+
+
+async def _call(ctx: Context[Any], flow: Workflow, seconds: float) -> None:
+    """Awaits a run of the same workflow."""
+    found = await flow.run(start_event=Begin(jobs=[[["sleep", seconds]]]))
+    if found != [[[[0]], []]]:
+        LEDGER.get().violated("D2", f"{ctx.run_id}: its child came to {found}")
 
 
 def _tell(ctx: Context[Any], ev: Job, word: str, argument: Any) -> None:
@@ -256,9 +265,9 @@ def mill(slots: int, join_slots: int, ceiling: int) -> type[Workflow]:  # noqa: 
             max_concurrency=ceiling or None,
             retry_policy=retry_policy(wait=wait_fixed(0.3), stop=stop_after_attempt(ATTEMPTS)),
         )
-        async def work(self, ctx: Context, ev: Job) -> Done:
+        async def work(self, ctx: Context, ev: Job) -> Done | Extra | Part | Spread:
             attempt = _begun(ctx, "work")
-            answers = await _carry_out(ctx, ev, attempt)
+            answers = await _carry_out(ctx, ev, attempt, self)
             return Done(round=ev.round, width=ev.width, number=ev.number, answers=answers)
 
         @step(num_workers=1)
@@ -357,6 +366,11 @@ class RunPlan:
         return any(word == "fail" and n >= ATTEMPTS for ops in self.begin.jobs for word, n in ops)
 
     @property
+    def is_resumable(self) -> bool:
+        """Whether a continuation comes to an end by what a client that resumes it does."""
+        return self.is_answered and self.timeout is None and not self.begin.extras
+
+    @property
     def endings(self) -> set[str]:
         """How it may end."""
         endings = {"failed"} if self.fails else {"completed"}
@@ -442,17 +456,24 @@ def random_run(random: Random, number: int, until: float) -> RunPlan:
         ),
         starts=random.uniform(0, until),
         timeout=random.uniform(1, 20) if has_deadline else None,
-        cancelled=random.uniform(0, until + 10) if random.random() < 0.1 else None,
+        cancelled=random.uniform(0, until + 10) if random.random() < 0.25 else None,
         is_answered=is_answered,
     )
+
+
+#: What a job does, each as likely as it is often here.
+WORDS: Final = (
+    *("sleep", "sleep", "publish", "edit", "edit"),
+    *("set", "ask", "late", "child"),
+)
 
 
 def _program(random: Random) -> list[list[Any]]:
     ops: list[list[Any]] = []
     for position in range(random.choice((0, 1, 1, 2, 3))):
-        word = random.choice(("sleep", "sleep", "publish", "edit", "edit", "set", "ask", "late"))
+        word = random.choice(WORDS)
         argument: Any = position
-        if word == "sleep":
+        if word in ("sleep", "child"):
             argument = round(random.choice((0.01, 0.1, 1.0, 4.0)) * random.random(), 3)
         elif word == "late":
             argument = round(random.uniform(0.1, 3.0), 3)
