@@ -19,7 +19,13 @@ from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.core.continuation import check_continuable, continuation, next_id, revival
 from stepfleet.core.cut import Cut
 from stepfleet.core.plan import SYSTEM, Plan, type_name
-from stepfleet.errors import DefinitionError, Overloaded, RunConflictError, WorkflowRuntimeError
+from stepfleet.errors import (
+    ConnectionLost,
+    DefinitionError,
+    Overloaded,
+    RunConflictError,
+    WorkflowRuntimeError,
+)
 from stepfleet.events import StartEvent
 from stepfleet.parents import outside_of_steps
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
@@ -38,6 +44,8 @@ T = TypeVar("T")
 
 #: Seconds after which a caller that was refused may try again.
 RETRY_AFTER: Final = 1.0
+#: Seconds between tries to read, for who waits for Redis without end.
+AGAIN = 0.2
 
 
 class Before(NamedTuple):
@@ -84,6 +92,7 @@ class Connected:
             TypeRegistry(types, open=fleet.open_types), limits=fleet.limits, generic=True
         )
         self._types = tuple(types)
+        self._is_patient = patience is None
         self._calls = fleet.link("client")
         self._reads = fleet.link("client-reads")
         store = RunStore(self._calls, fleet.keys, consumer="client", bounds=fleet.bounds)
@@ -178,10 +187,20 @@ class Connected:
         Raises:
             DefinitionError: only its name is known, and nobody has announced it.
         """
-        definition = await self.announced.definition(target.name)
+        definition = await self._announced(target.name)
         if definition is None and target.plan is None:
             raise await self.announced.unknown(target.name)
         return definition
+
+    async def _announced(self, workflow: str) -> Definition | None:
+        while True:
+            try:
+                return await self.announced.definition(workflow)
+            except ConnectionLost:
+                if not self._is_patient:
+                    raise
+                # A worker's: a step that starts a run does not fail because Redis is away.
+                await asyncio.sleep(AGAIN)
 
     def starting(
         self,
