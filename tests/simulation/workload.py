@@ -368,7 +368,9 @@ class RunPlan:
     @property
     def is_resumable(self) -> bool:
         """Whether a continuation comes to an end by what a client that resumes it does."""
-        return self.is_answered and self.timeout is None and not self.begin.extras
+        # A question that stood in the old run's public stream is not asked again in that of the new one.
+        asks = any(word == "ask" for ops in self.begin.jobs for word, _ in ops)
+        return not asks and self.timeout is None and not self.begin.extras
 
     @property
     def endings(self) -> set[str]:
