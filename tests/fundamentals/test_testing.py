@@ -27,7 +27,8 @@ class Baking(Workflow):
 
 async def test_a_runner_collects_what_a_run_publishes_and_returns() -> None:
     """In its order, up to the event that ended the run."""
-    outcome = await WorkflowTestRunner(Baking()).run(start_event=Order(number=3))
+    runner = WorkflowTestRunner(Baking())
+    outcome = await runner.run(start_event=Order(number=3), expose_internal=False)
 
     assert isinstance(outcome, WorkflowTestResult)
     assert outcome.result == "3 loaves"
