@@ -14,10 +14,12 @@ import pytest
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.core import decide
-from stepfleet.errors import DecodeError, NewerVersionError, StoreError, StoreRefused
+from stepfleet.core.commit import Commit
+from stepfleet.errors import DeadLettered, DecodeError, NewerVersionError, StoreError, StoreRefused
 from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 from stepfleet.storage import consumer as consumer_module
 from stepfleet.storage.beat import beat_caller
+from stepfleet.storage.committer import Committer
 from stepfleet.storage.link import Link, connector
 from stepfleet.storage.reader import RunReader, Waits
 from stepfleet.storage.scripts import script
@@ -270,7 +272,7 @@ async def test_an_answer_that_saw_no_wait_is_found_by_the_one_that_begins_meanwh
         async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
             ctx.write_event_to_stream(Ask())
             await reached.wait()
-            return StopEvent(result=(await ctx.wait_for_event(Reply)).v)
+            return StopEvent(result=(await ctx.wait_for_event(Reply, waiter_id="a")).v)
 
     hold_waits(monkeypatch, 1, go_on, reached)
     flow = await place.serve(Flow)
@@ -319,7 +321,7 @@ async def test_events_for_nobody_do_not_keep_a_step_from_its_wait(place: Place) 
                 before = await place.call("LLEN", inbox)
                 await handlers[0].send_event(Item(n=len(bodies)))
                 await until_calls_give(place, before + 1, "LLEN", inbox)
-            return StopEvent(result=(await ctx.wait_for_event(Reply)).v)
+            return StopEvent(result=(await ctx.wait_for_event(Reply, waiter_id="a")).v)
 
     flow = await place.serve(Flow)
     handlers = [flow.run()]
@@ -367,7 +369,7 @@ async def test_an_answer_that_cannot_be_read_waits_for_other_code_then_goes_to_t
     class Flow(Workflow, types=[Reply]):
         @step
         async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            return StopEvent(result=(await ctx.wait_for_event(Reply)).v)
+            return StopEvent(result=(await ctx.wait_for_event(Reply, waiter_id="a")).v)
 
     async def newer(self: RunReader, run_id: str) -> Waits:
         if failed[run_id] < failures:
@@ -394,7 +396,7 @@ async def test_an_event_whose_type_no_worker_knows_ends_in_the_inbox(
     class Flow(Workflow, types=[Reply]):
         @step
         async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
-            return StopEvent(result=(await ctx.wait_for_event(Reply)).v)
+            return StopEvent(result=(await ctx.wait_for_event(Reply, waiter_id="a")).v)
 
     monkeypatch.setattr(decide, "UNREADABLE_DELAY_MS", 10)
     monkeypatch.setattr(decide, "UNREADABLE_TRIES", 2)
@@ -670,3 +672,31 @@ async def test_a_connection_to_a_demoted_master_is_left(tmp_path: Path) -> None:
     finally:
         await link.close()
         server.kill()
+
+
+async def test_a_worker_that_dies_while_it_buries_an_entry_leaves_no_run_behind(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Flow(Workflow, types=[Reply]):
+        @step
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=(await ctx.wait_for_event(Reply, waiter_id="a")).v)
+
+    flow = await place.serve(Flow)
+    handler = flow.run()
+    await until_it_waits(place, handler.run_id, "a")
+    put, let_through = Committer.put, list[Commit]()
+
+    def dies(self: Committer, commit: Commit, done: Any) -> None:
+        if commit.run_id == handler.run_id and not let_through:
+            let_through.append(commit)
+            put(self, commit, done)
+
+    monkeypatch.setattr(Committer, "put", dies)
+    (stream,) = await place.call("KEYS", f"{place.keys.tag}:s:*:StartEvent:ask")
+    await place.call("XADD", stream, "*", "r", handler.run_id, "i", "torn", "d", b"\x93\x01")
+    async with asyncio.timeout(SOON):
+        with pytest.raises(DeadLettered, match="cannot be read"):
+            await handler
+    monkeypatch.setattr(Committer, "put", put)
+    assert let_through

@@ -741,6 +741,9 @@ class Processor:
             self._put_back(arrival)
             return
         logger.error("run_id=%s: dead letter: %s", arrival.run_id, arrival.error)
+        # First the end of its run: a worker that dies between the two leaves the entry to another
+        # one, which does the same again. The other way round a run would be left that nothing ends.
+        self._fail_unreadable(arrival)
         about = ("run", arrival.run_id, "workflow", arrival.route.workflow)
         what = ("label", arrival.route.label, "delivery", arrival.id)
         why = ("reason", str(arrival.error), "record", arrival.raw)
@@ -750,19 +753,23 @@ class Processor:
         )
         if self._observer is not None:
             self._observer.unreadable(arrival.route.workflow, arrival.route.step)
+
+    def _fail_unreadable(self, arrival: Unreadable) -> None:
+        """End the run of an entry that cannot be read, and keep the entry with what else was pending."""
         served = self._served.get(arrival.route.workflow)
-        if served is not None and arrival.run_id:
-            step = arrival.route.step
-            error = DeadLettered(f"an event for step {step!r} cannot be read: {arrival.error}")
-            kept = Save(arrival.id, arrival.route.label, arrival.raw)
+        if served is None or not arrival.run_id:
+            return
+        step = arrival.route.step
+        error = DeadLettered(f"an event for step {step!r} cannot be read: {arrival.error}")
+        kept = Save(arrival.id, arrival.route.label, arrival.raw)
 
-            def ended(answer: Answer | StoreError) -> None:
-                if isinstance(answer, Answer) and answer.word == "over":
-                    self._committer.put(Commit(arrival.run_id, ControlFence(), [kept]), _ignored)
+        def ended(answer: Answer | StoreError) -> None:
+            if isinstance(answer, Answer) and answer.word == "over":
+                self._committer.put(Commit(arrival.run_id, ControlFence(), [kept]), _ignored)
 
-            plan = served.plan
-            failed = endings.failed(arrival.run_id, plan.workflow, step, error, plan.codec)
-            self._committer.put(failed._replace(words=[*failed.words, kept]), ended)
+        plan = served.plan
+        failed = endings.failed(arrival.run_id, plan.workflow, step, error, plan.codec)
+        self._committer.put(failed._replace(words=[*failed.words, kept]), ended)
 
     def _put_back(self, arrival: Unreadable) -> None:
         """Let newer code have an entry: until then it comes back every few seconds."""
