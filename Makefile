@@ -25,7 +25,7 @@ ASSEMBLE_LUA := import pathlib; from stepfleet.storage.scripts import PARTS, scr
   out = pathlib.Path(".lua-check"); out.mkdir(exist_ok=True); \
   [(out / f"{name}.lua").write_text(script(name).source) for name in PARTS]
 
-.PHONY: help demo test test-all test-acl features test-redis5 simulate check check-lua fmt bench docs clean
+.PHONY: help demo test test-all test-acl features test-redis5 simulate chaos check check-lua fmt bench docs clean
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -52,6 +52,9 @@ features: $(VENV) ## the features of the programming model in all places, and th
 simulate: $(VENV) ## seeded simulations of a fleet under faults: SEEDS=1000, SEED=n with its trace, MUTANTS=1
 	PYTHONPATH=. .venv/bin/python -m tests.simulation $(if $(MUTANTS),--mutants,$(if $(SEED),--seed $(SEED),\
 	  --seeds $(SEEDS) --start $(START)))
+
+chaos: $(VENV) ## faults on real processes, and their table in docs/guarantees.md: SCENARIO=F7 for one
+	PYTHONPATH=. .venv/bin/python -m tests.chaos $(SCENARIO)
 
 check: $(VENV) check-lua ## lint, format, types, layers, Lua, spelling
 	.venv/bin/ruff check .
