@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,8 +163,15 @@ class Record:
     """The history of a Redis server, read from its append-only file."""
 
     def __init__(self, directory: Path) -> None:
-        self.commands = list(_commands(directory))
         self.entries: dict[tuple[str, str], Entry] = {}
+        #: Deliveries (run, id) that were added while they were in a stream, or behind their end.
+        self.again: list[tuple[str, str]] = []
+        #: Deliveries by what becomes of them: in a stream, settled for good.
+        self._pending: set[tuple[str, str]] = set()
+        self._consumed: set[tuple[str, str]] = set()
+        #: Of the transaction at hand: deliveries acknowledged, and those of them that come back later.
+        self._acknowledged: set[tuple[str, str]] = set()
+        self._put_off: set[tuple[str, str]] = set()
         #: (list, value) -> how often it was appended.
         self.contributions: Counter[tuple[str, bytes]] = Counter()
         #: Run -> how often it was given an end.
@@ -172,8 +179,17 @@ class Record:
         #: (run, step) -> slots taken, lowest value seen.
         self.lowest_slots: dict[tuple[str, str], int] = {}
         self.slots: Counter[tuple[str, str]] = Counter()
-        for words in self.commands:
+        is_open = False
+        for words in _commands(directory):
             self._apply(words)
+            is_open = (is_open or words[0] == b"MULTI") and words[0] != b"EXEC"
+            if not is_open:
+                self._close_transaction()
+
+    def _close_transaction(self) -> None:
+        self._consumed |= self._acknowledged - self._put_off
+        self._acknowledged.clear()
+        self._put_off.clear()
 
     def _apply(self, words: list[bytes]) -> None:
         command = words[0].upper().decode()
@@ -183,8 +199,13 @@ class Record:
         elif command == "XCLAIM":
             self._owned(key, words)
         elif command == "XACK":
-            for entry in words[3:]:
-                self.entries[key, entry.decode()].acknowledged += 1
+            for name in words[3:]:
+                entry = self.entries[key, name.decode()]
+                entry.acknowledged += 1
+                self._pending.discard((entry.run_id, entry.delivery))
+                self._acknowledged.add((entry.run_id, entry.delivery))
+        elif command == "HSET" and key.endswith(":open"):
+            self._opened(key.rpartition(":run:")[2].removesuffix(":open"), words)
         elif command == "RPUSH" and key.endswith(":events"):
             self.contributions.update((key, value) for value in words[2:])
         elif command == "XADD" and key.endswith(":ends"):
@@ -201,9 +222,19 @@ class Record:
         start = next(index for index, word in enumerate(words) if word == b"r")
         fields = dict(zip(words[start::2], words[start + 1 :: 2], strict=True))
         entry = words[start - 1].decode()
-        self.entries[stream, entry] = Entry(
-            stream, entry, fields[b"r"].decode(), fields.get(b"i", b"").decode()
-        )
+        delivery = fields[b"r"].decode(), fields.get(b"i", b"").decode()
+        self.entries[stream, entry] = Entry(stream, entry, *delivery)
+        if not delivery[1]:
+            return  # a wake-up for the next run under a ceiling is no delivery and has no id
+        if delivery in self._pending or delivery in self._consumed:
+            self.again.append(delivery)
+        self._pending.add(delivery)
+
+    def _opened(self, run_id: str, words: list[bytes]) -> None:
+        # A delivery that backs off or waits comes back: settling it is no end of it.
+        for name, where in zip(words[2::2], words[3::2], strict=True):
+            if where.startswith((b"timer", b"waiting")):
+                self._put_off.add((run_id, name.decode()))
 
     def _owned(self, stream: str, words: list[bytes]) -> None:
         # Redis records a read by a group as the claim that it amounts to.
@@ -228,15 +259,14 @@ class Record:
     def check_settled(self, ledger: Ledger, run_ids: Iterable[str]) -> int:
         """Checks that each delivery of ended runs was committed once, and returns how many there were.
 
-        A second commit of a delivery would show in one of these: a delivery id that was emitted
-        twice, a contribution to a join that stands there twice, a slot that was given back twice, a
-        run that ended twice. And whoever committed it has executed it, as its own process wrote down.
+        A second commit of a delivery would show in one of these: a delivery that was emitted while
+        it was pending or behind its end, a contribution to a join that stands there twice, a slot
+        that was given back twice, a run that ended twice. And whoever committed it has executed it,
+        as its own process wrote down.
         """
         runs = set(run_ids)
         entries = self.of_runs(runs)
-        # a wake-up for the next run under a ceiling is no delivery and has no id
-        emitted = Counter((entry.run_id, entry.delivery) for entry in entries if entry.delivery)
-        again = [name for name, count in emitted.items() if count != 1]
+        again = [delivery for delivery in self.again if delivery[0] in runs]
         assert not again, f"emitted twice: {again[:5]}"
         open_ = [entry for entry in entries if entry.acknowledged != 1]
         assert not open_, f"not settled once: {open_[:5]}"
@@ -378,11 +408,11 @@ class TestFleet:
         *,
         target: str = "tests.support.flows:FLOWS",
         binary: str = "redis",
+        options: Sequence[str] = ("--auto-aof-rewrite-percentage", "0"),
         **settings: str | int,
     ) -> None:
         self.directory = directory
         self.target = target
-        options = ("--auto-aof-rewrite-percentage", "0")
         self.server = RedisServer(
             available_binaries()[binary], directory / "redis", options=options
         )
@@ -396,6 +426,15 @@ class TestFleet:
 
     def start(self, count: int = 1, *, url: str = "", **settings: str | int) -> list[WorkerProcess]:
         """Starts workers and returns them when they read."""
+        fresh = self.launch(count, url=url, **settings)
+        for worker in fresh:
+            wait_until(worker.is_ready, READY_S)
+        return fresh
+
+    def launch(
+        self, count: int = 1, *, url: str = "", **settings: str | int
+    ) -> list[WorkerProcess]:
+        """Starts workers and does not wait for them."""
         fresh: list[WorkerProcess] = []
         for _ in range(count):
             self._started += 1
@@ -406,8 +445,6 @@ class TestFleet:
                 )
             )
         self.workers += fresh
-        for worker in fresh:
-            wait_until(worker.is_ready, READY_S)
         return fresh
 
     @property
