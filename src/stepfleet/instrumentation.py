@@ -35,6 +35,8 @@ class StepLog(NamedTuple):
 _current: ContextVar[StepLog | None] = ContextVar("stepfleet_step_log", default=None)
 
 _URL: Final = re.compile(r"\w+://\S+")
+#: How pydantic's errors show a value, which often is an event's.
+_REFUSED: Final = re.compile(r"input_value=.*?, input_type=", re.DOTALL)
 
 #: What every LogRecord has: everything beyond it was given as `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -177,5 +179,7 @@ def _plain(value: object) -> object:
 
 
 def masked(text: str) -> str:
-    """Return `text` with the password of every URL in it replaced by `***`."""
+    """Return `text` with `***` for the passwords of URLs and for values that pydantic refused."""
+    if "input_value=" in text:
+        text = _REFUSED.sub("input_value=***, input_type=", text)
     return _URL.sub(lambda url: mask_url(url[0]), text) if "://" in text else text

@@ -13,7 +13,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from stepfleet.core.delivery import Delivery
+from stepfleet.core.delivery import TRACEPARENT, Delivery
 from stepfleet.core.outcome import Failed, Outcome, Suspended
 from stepfleet.errors import DecodeError, SettingsError
 from stepfleet.wire import decode_record
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # an extra
 #: `auto`: when a provider is configured; `on`: it is an error when none is; `off`: never.
 Mode = Literal["auto", "on", "off"]
 
-#: Header under which W3C carries a span's ids.
-TRACEPARENT: Final = "traceparent"
 #: The group of every stream (`storage.keys.GROUP` is the same word).
 GROUP: Final = "workers"
 
@@ -212,8 +210,12 @@ def trace_fields(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _brought(delivery: Delivery) -> list[dict[str, str] | None]:
-    """Return the headers of the events that a joining step takes at once."""
-    found: list[dict[str, str] | None] = []
+    """Return the headers of the attempt before, and of the events that a joining step takes at once."""
+    found: list[dict[str, str] | None] = [
+        {TRACEPARENT: span}
+        for span in (delivery.record.failure or ())[2:3]
+        if isinstance(span, str)
+    ]
     for _, data in delivery.batch or ():
         try:
             found.append(decode_record(data).headers)

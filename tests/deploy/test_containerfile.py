@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,28 @@ FINAL = STEPS[LAST_FROM:]
 def only(word: str) -> str:
     (rest,) = [rest for found, rest in FINAL if found == word]
     return rest
+
+
+def linted(path: Path) -> subprocess.CompletedProcess[str]:
+    linter = Path(sys.executable).with_name("hadolint")
+    return subprocess.run([linter, "--no-color", path], capture_output=True, text=True, check=False)
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    done = linted(CONTAINERFILE)
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
+    wrong = tmp_path / "Containerfile"
+    wrong.write_text(
+        CONTAINERFILE.read_text().replace(
+            'ENTRYPOINT ["workflow-worker"]', "ENTRYPOINT workflow-worker"
+        )
+    )
+
+    assert "DL3025" in linted(wrong).stdout
 
 
 def test_every_stage_starts_from_a_pinned_image() -> None:

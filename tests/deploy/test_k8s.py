@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
@@ -21,6 +26,8 @@ from stepfleet.storage.keys import Keys
 
 ROOT = Path(__file__).parents[2]
 TARGET = "examples.hello.workflow:JokeFlow"
+#: What KEDA takes; kubernetes-validate knows Kubernetes' own kinds only.
+SCALED_OBJECT = json.loads((Path(__file__).parent / "scaledobject.schema.json").read_text())
 
 
 def printed(*options: str) -> str:
@@ -49,6 +56,47 @@ def streams(scaled: dict[str, Any]) -> list[str]:
 
 def test_the_file_in_the_project_is_what_the_command_prints() -> None:
     assert (ROOT / "workers/kubernetes/worker.yaml").read_text() == printed()
+
+
+def lint(manifest: dict[str, Any]) -> None:
+    if manifest["kind"] == "ScaledObject":
+        jsonschema.validate(manifest, SCALED_OBJECT)
+    else:
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--split", "judge", "--name", "joker", "--namespace", "shop", "--backlog", "5"),
+        ("--redis-url", "rediss://redis.shop:6380/2", "--drain-timeout", "2m"),
+    ],
+)
+def test_every_manifest_is_what_its_kind_may_be(options: tuple[str, ...]) -> None:
+    for manifest in manifests(*options):
+        lint(manifest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        ("Deployment", lambda spec: spec.update(replica=2)),
+        ("Deployment", lambda spec: spec["template"]["spec"]["containers"][0].pop("name")),
+        ("ScaledObject", lambda spec: spec.update(minReplicas=1)),
+        ("ScaledObject", lambda spec: spec["scaleTargetRef"].pop("name")),
+        ("ScaledObject", lambda spec: spec["triggers"][0]["metadata"].update(streamLength=5)),
+        ("ScaledObject", lambda spec: spec["triggers"][0]["metadata"].update(consumerGroup="w")),
+    ],
+)
+def test_a_manifest_that_is_none_is_found(
+    kind: str, spoil: Callable[[dict[str, Any]], object]
+) -> None:
+    (manifest,) = [copy.deepcopy(one) for one in manifests() if one["kind"] == kind]
+    spoil(manifest["spec"])
+
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        lint(manifest)
 
 
 def test_a_deployment_and_the_scaler_that_names_it_come_in_a_pair() -> None:
@@ -91,6 +139,7 @@ def test_metadata_of_a_trigger_is_text_as_keda_wants_it() -> None:
             "address": "redis.shop:6380",
             "databaseIndex": "2",
             "enableTLS": "true",
+            "usernameFromEnv": "REDIS_USERNAME",
             "passwordFromEnv": "REDIS_PASSWORD",
             "stream": "",
             "streamLength": "",

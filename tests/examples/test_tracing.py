@@ -62,6 +62,7 @@ def test_the_spans_of_three_processes_are_one_trace(tmp_path: Path) -> None:
     assert bind["parent_id"] == id_of(split)
     (failed,) = [read for read in reads if read["status"]["status_code"] == "ERROR"]
     (again,) = [read for read in reads if read["attributes"]["stepfleet.attempt"] == 2]
+    assert [link["context"]["span_id"] for link in again["links"]] == [id_of(failed)]
     good = [read for read in reads if read is not failed]
     assert (
         again["attributes"]["messaging.message.id"] == failed["attributes"]["messaging.message.id"]
@@ -74,7 +75,7 @@ def test_the_spans_of_three_processes_are_one_trace(tmp_path: Path) -> None:
 def check_picture(text: str) -> None:
     tree = ET.fromstring(text)
     assert len([one for one in tree.iter(f"{SVG}rect") if one.get("class") == "span"]) == 8
-    assert len([one for one in tree.iter(f"{SVG}path") if one.get("class") == "link"]) == 3
+    assert len([one for one in tree.iter(f"{SVG}path") if one.get("class") == "link"]) == 4
     title = tree.findtext(f"{SVG}title") or ""
     assert re.fullmatch(r"One trace: 8 spans of 4 processes, \d+ ms", title)
     words = " ".join(one.text or "" for one in tree.iter(f"{SVG}text"))

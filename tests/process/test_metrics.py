@@ -96,6 +96,37 @@ def test_redis_that_is_away_is_told_and_is_no_reason_to_restart(tmp_path: Path) 
         assert get(port, "/healthz")[0] == 200
 
 
+def test_a_worker_that_claims_nothing_any_more_turns_unhealthy(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "sabotage.py").write_text(
+        "import asyncio\n"
+        "from app import Flow\n"
+        "from stepfleet.cli import serving\n"
+        "from stepfleet.storage.consumer import Consumer\n"
+        "from stepfleet.worker import worker\n"
+        "serving.HEALTH_S = 0.05\n"
+        "worker.STUCK = 2.0\n"
+        "async def hang(self, count): await asyncio.Event().wait()\n"
+        "Consumer.read = hang\n"
+    )
+    port, health = free_port(), tmp_path / "healthy"
+    with TestFleet(tmp_path) as fleet:
+        arguments = ("--redis-url", fleet.url, "--metrics-port", port, "--health-file", health)
+        program = Program(WORKER, *arguments, "sabotage:Flow", folder=folder)
+        try:
+            wait_until(health.exists, 20.0)
+            assert get(port, "/healthz") == get(port, "/readyz") == (200, "ok\n")
+            wait_until(lambda: get(port, "/healthz")[0] == 503, 20.0)
+            message = "the worker has not read from Redis for too long\n"
+            assert get(port, "/healthz") == get(port, "/readyz") == (503, message)
+            assert "workflow_worker_healthy{" in get(port, "/metrics")[1]
+            assert samples(port)["workflow_worker_healthy", ""] == 0
+            # systemd's watchdog and the file get their signs from the same place: there are none
+            wait_until(lambda: time.time() - health.stat().st_mtime > 1.0, 20.0)
+        finally:
+            program.end()
+
+
 def test_a_port_that_is_taken_is_one_line_and_exit_3(tmp_path: Path) -> None:
     with TestFleet(tmp_path) as fleet, socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

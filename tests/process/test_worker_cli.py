@@ -34,9 +34,9 @@ FLOWS = "tests.support.flows:FLOWS"
 AT_ONCE = 5.0
 
 PROJECT = """
-import os, time
+import asyncio, logging, os, time
 from pathlib import Path
-from stepfleet import StartEvent, StopEvent, Workflow, step
+from stepfleet import Event, StartEvent, StopEvent, Workflow, step
 
 class Stubborn(Workflow):
     '''Blocks a thread for long, the first time that it runs.'''
@@ -49,6 +49,9 @@ class Stubborn(Workflow):
         time.sleep(60)
         return StopEvent(result="late")
 
+class Told(Event):
+    pass
+
 class Failing(Workflow):
     @step
     async def fall(self, ev: StartEvent) -> StopEvent:
@@ -58,6 +61,21 @@ class Unused(Workflow):
     @step
     async def begin(self, ev: StartEvent) -> None:
         return None
+
+class Telling(Workflow):
+    @step
+    async def begin(self, ev: StartEvent) -> Told:
+        logging.getLogger("shop").info("in the step")
+        await asyncio.create_task(self.more())
+        return Told()
+
+    async def more(self) -> None:
+        logging.getLogger("shop").warning("in a task", extra={"size": 3})
+
+    @step
+    def finish(self, ev: Told) -> StopEvent:
+        logging.getLogger("shop").info("in a thread")
+        return StopEvent()
 
 number = 7
 """
@@ -567,7 +585,32 @@ async def test_log_lines_say_which_run_step_delivery_and_attempt(
     assert failure["delivery"]
     assert failure["error.type"] == "ValueError"
     places = [line for line in failure["traceback"].splitlines() if "File" in line]
-    assert places == [f'  File "{tmp_path}/project.py", line 20, in fall']
+    assert places == [f'  File "{tmp_path}/project.py", line 23, in fall']
+
+
+async def test_lines_of_the_step_s_own_loggers_say_whose_they_are(
+    worker: Run, client: Client
+) -> None:
+    program = worker("project:Telling", "--log-format", "json")
+    async with client:
+        handler = await client.start("Telling")
+        await handler
+    program.send()
+    assert program.code() == 0
+
+    lines = [json.loads(line) for line in program.out.splitlines()]
+    told = {line["msg"]: line for line in lines if line["logger"] == "shop"}
+    assert {name: line["step"] for name, line in told.items()} == {
+        "in the step": "begin",
+        "in a task": "begin",
+        "in a thread": "finish",
+    }
+    for line in told.values():
+        assert (line["workflow"], line["run_id"]) == ("Telling", handler.run_id)
+        assert (line["attempt"], len(line["delivery"])) == (1, 22)
+    assert told["in a task"]["size"] == 3
+    assert told["in the step"]["delivery"] == told["in a task"]["delivery"]
+    assert told["in the step"]["delivery"] != told["in a thread"]["delivery"]
 
 
 def test_a_password_is_masked_through_an_outage(

@@ -218,7 +218,9 @@ async def test_a_join_of_a_buffer_is_linked_to_what_brought_its_events(
     assert all(not linked(join) for join in joins if join is not last)
 
 
-async def test_an_attempt_is_a_span_beside_the_one_before(exporter: InMemorySpanExporter) -> None:
+async def test_an_attempt_is_a_span_beside_the_one_before_and_linked_to_it(
+    exporter: InMemorySpanExporter,
+) -> None:
     result = await Retried().run()
     first, second = named(exporter, "process fetch")
     (finish,) = named(exporter, "process finish")
@@ -230,6 +232,7 @@ async def test_an_attempt_is_a_span_beside_the_one_before(exporter: InMemorySpan
     assert second.status.status_code is trace.StatusCode.UNSET
     assert (second.attributes or {})["stepfleet.attempt"] == 2
     assert [event.name for event in second.events] == ["retry"]
+    assert (linked(first), linked(second), linked(finish)) == (set(), {id_of(first)}, set())
     assert result == f"{id_of(finish):016x}"
 
 

@@ -55,7 +55,10 @@ spec:
             - {{name: STEPFLEET_DRAIN_TIMEOUT, value: "{drain_s}"}}
             - name: STEPFLEET_REDIS_URL
               valueFrom: {{secretKeyRef: {{name: stepfleet-redis, key: url}}}}
-            - name: REDIS_PASSWORD # for KEDA
+            # The next two are for KEDA, which needs no more than `stepfleet acl --role viewer`.
+            - name: REDIS_USERNAME
+              valueFrom: {{secretKeyRef: {{name: stepfleet-redis, key: username, optional: true}}}}
+            - name: REDIS_PASSWORD
               valueFrom: {{secretKeyRef: {{name: stepfleet-redis, key: password, optional: true}}}}
           # The file is touched while the event loop turns and the worker reads. A Redis that is away
           # does not make it stale: starting workers again would not bring it back.
@@ -106,6 +109,7 @@ _TRIGGER: Final = """\
         address: {address}
         databaseIndex: "{database}"
         enableTLS: "{tls}"
+        usernameFromEnv: REDIS_USERNAME
         passwordFromEnv: REDIS_PASSWORD
         stream: {stream}
         streamLength: "{backlog}"
@@ -115,7 +119,8 @@ _HEAD: Final = """\
 # Made by `stepfleet k8s`: workers and, with KEDA installed, a scaler for each of their streams.
 # An entry leaves its stream when its step is committed, so a stream's length is what waits and what
 # runs. Beforehand:
-#   kubectl create secret generic stepfleet-redis --from-literal=url=URL [--from-literal=password=PASSWORD]
+#   kubectl create secret generic stepfleet-redis --from-literal=url=URL \\
+#     [--from-literal=username=NAME] [--from-literal=password=PASSWORD]
 """
 
 

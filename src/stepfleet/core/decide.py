@@ -47,7 +47,7 @@ from stepfleet.core.commit import (
     Wait,
     Word,
 )
-from stepfleet.core.delivery import Delivery, Record
+from stepfleet.core.delivery import TRACEPARENT, Delivery, Record
 from stepfleet.core.outcome import (
     Collected,
     Effect,
@@ -184,7 +184,7 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
         attempt=record.attempt + 1,
         first_ms=first_ms,
         journal=None,
-        failure=[now_ms, plan.codec.encode_error(error)],
+        failure=[now_ms, plan.codec.encode_error(error), *_span(delivery)],
     )
     words += _again(delivery, again, int(delay * 1000), "back-off")
     return Commit(delivery.run_id, _fence(delivery), words)
@@ -345,6 +345,12 @@ def _to_all(routes: Sequence[tuple[Route, str]], record: bytes, guard: str = "")
         arrival(route, name, record, guard=guard, also=position > 0)
         for position, (route, name) in enumerate(routes)
     ]
+
+
+def _span(delivery: Delivery) -> Sequence[str]:
+    """Return the span of this attempt, to which the next one links; nothing where there is none."""
+    span = (delivery.trace or {}).get(TRACEPARENT)
+    return () if span is None else (span,)
 
 
 def _seed(delivery: Delivery) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from stepfleet.core.commit import Route
+
+#: Header under which W3C carries a span's ids.
+TRACEPARENT: Final = "traceparent"
 
 
 class Record(NamedTuple):
@@ -22,7 +25,7 @@ class Record(NamedTuple):
     first_ms: int = 0
     #: Answers to earlier waits and collects of the same attempt: (kind, name, ...) each.
     journal: list[Any] | None = None
-    #: The last failure: (ms of Redis time, encoded error).
+    #: The last failure: ms of Redis time, encoded error, and the traceparent of the attempt if it was traced.
     failure: list[Any] | None = None
     #: What every event that follows from this one inherits, a mapping. `recoveries`: how often each
     #: `catch_error` step was come to on the way here.

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
 from stepfleet.core.continuation import origin_of
-from stepfleet.core.delivery import Delivery, Record, content_digest, delivery_id
+from stepfleet.core.delivery import TRACEPARENT, Delivery, Record, content_digest, delivery_id
 from stepfleet.core.outcome import (
     Collected,
     Effect,
@@ -164,7 +164,7 @@ class Execution:
             return RetryInfo(
                 retry_number=0, elapsed_seconds=0.0, last_exception=None, last_failed_at=None
             )
-        failed_ms, encoded = record.failure
+        failed_ms, encoded, *_ = record.failure
         error = self.plan.codec.decode_error(encoded)
         return RetryInfo(
             retry_number=record.attempt - 1,
@@ -310,7 +310,7 @@ class Execution:
 
     def _brought_by(self) -> str:
         """Return the span that brought the event, to which the execution that joins it links."""
-        return (self.delivery.record.headers or {}).get("traceparent", "")
+        return (self.delivery.record.headers or {}).get(TRACEPARENT, "")
 
     def _quota(self, expected: Sequence[type[Event]]) -> Counter[str]:
         """Return how many of each type are wanted: counted in C, as this runs once per event of a join."""
