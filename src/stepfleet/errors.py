@@ -139,7 +139,7 @@ class ConnectionLost(StoreError):
 
 
 class StoreRefused(StoreError):
-    """Redis answered with an error (out of memory, read-only replica, missing rights)."""
+    """Redis answered with an error (out of memory, read-only replica, missing rights, TLS on one side)."""
 
 
 class IncompatibleServer(StoreError):

@@ -14,6 +14,7 @@ _SETTINGS: Final = "tests/unit/test_settings.py::"
 _CODEC: Final = "tests/unit/test_codec.py::"
 _RUNS: Final = "tests/conformance/test_runs.py::"
 _HERE: Final = "tests/bad_input/"
+_SERVERS: Final = "tests/bad_input/test_servers.py::"
 
 #: What is given -> the tests that show what comes of it.
 TABLE: Final[dict[str, list[str]]] = {
@@ -41,16 +42,21 @@ TABLE: Final[dict[str, list[str]]] = {
         _SETTINGS + "test_a_bad_url_is_refused_without_showing_the_password",
         _CLI + "test_a_wrong_setting_or_target_is_one_line_and_exit_3",
     ],
-    "B7 a server that is away, a wrong password": [
-        _CLI + "test_a_server_that_stays_away_exits_69_after_the_connect_timeout",
+    "B7 a server that is away, a wrong password, TLS on one side only": [
+        _SERVERS + "test_a_server_that_is_away_is_named_with_its_place",
         _CLI + "test_a_wrong_password_is_not_an_outage",
+        _SERVERS + "test_a_tls_url_of_a_plain_server_is_called_that",
+        _SERVERS + "test_a_plain_url_of_a_tls_server_is_called_that",
+        _SERVERS + "test_a_certificate_that_nobody_vouches_for_is_refused",
+        _SERVERS + "test_a_certificate_of_another_server_is_refused",
     ],
     "B8 a user without a right": [
-        _CLI + "test_a_right_that_the_user_lacks_is_named",
+        _SERVERS + "test_a_missing_right_is_named_with_the_command_that_prints_it",
+        _SERVERS + "test_the_doctor_names_what_this_user_may_not_do",
     ],
-    "B9 a server that is too old, or throws work away, or has no log": [
-        _CLI + "test_a_server_that_is_too_old_is_refused",
-        _CLI + "test_a_server_that_throws_work_away_is_refused_naming_the_setting",
+    "B9 a server that is too old, a replica, in a cluster, throws work away, or has no log": [
+        _SERVERS + "test_a_server_that_is_too_old_is_refused",
+        _SERVERS + "test_a_server_that_cannot_keep_work_is_refused",
         _CLI + "test_a_server_without_a_log_is_used_with_one_warning",
     ],
     "B10 a number out of its range": [
@@ -148,8 +154,12 @@ TABLE: Final[dict[str, list[str]]] = {
         "tests/process/test_operator.py::"
         "test_the_doctor_finds_an_orphan_a_wrong_type_and_a_step_that_nobody_serves",
     ],
-    "B30 a file that cannot be written, a clock of one's own": [
-        _CLI + "test_a_health_file_that_cannot_be_written_exits_3",
+    "B30 a clock that differs, two workers alike, a file or port that cannot be had, no UTF-8": [
+        _SERVERS + "test_a_clock_that_differs_is_one_warning",
+        _SERVERS + "test_two_workers_of_one_host_and_folder_are_two_consumers",
+        _SERVERS + "test_a_health_file_that_cannot_be_written_is_refused_before_anything_is_read",
+        _SERVERS + "test_a_port_that_is_taken_is_refused_before_anything_is_read",
+        _SERVERS + "test_a_terminal_without_the_letters_of_a_line_gets_it_with_escapes",
     ],
 }
 

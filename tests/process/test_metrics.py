@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import time
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -125,22 +123,6 @@ def test_a_worker_that_claims_nothing_any_more_turns_unhealthy(tmp_path: Path) -
             wait_until(lambda: time.time() - health.stat().st_mtime > 1.0, 20.0)
         finally:
             program.end()
-
-
-def test_a_port_that_is_taken_is_one_line_and_exit_3(tmp_path: Path) -> None:
-    with TestFleet(tmp_path) as fleet, socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        program = Program(
-            WORKER,
-            "--redis-url",
-            fleet.url,
-            "--metrics-port",
-            port,
-            "app:Flow",
-            folder=project(tmp_path),
-        )
-        assert program.code() == 3
-        assert re.fullmatch(rf"workflow-worker: metrics_port = {port} .*\n", program.err)
 
 
 def test_without_prometheus_client_the_error_names_the_extra(tmp_path: Path) -> None:

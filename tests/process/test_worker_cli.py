@@ -19,7 +19,6 @@ from stepfleet import Client
 from stepfleet.cli.probe import judge
 from stepfleet.clock import Clock
 from stepfleet.embedded.memory import memory_fleet
-from stepfleet.errors import IncompatibleServer
 from stepfleet.worker.worker import STUCK, Worker
 from tests.support.fleet import LEDGER, Ledger
 from tests.support.flows import FanOut, Sleep, Spin
@@ -330,33 +329,6 @@ def test_a_wrong_password_is_not_an_outage(
     )
 
 
-def test_a_right_that_the_user_lacks_is_named(run: Run, server: RedisServer) -> None:
-    rights = ("on", ">hush", "~*", "&*", "+@all", "-xgroup")
-    look(server).execute_command("ACL", "SETUSER", "half", *rights)
-    url = f"redis://half:hush@127.0.0.1:{server.port}"
-
-    program = run("project:Failing", "--redis-url", url)
-
-    assert program.code() == 3
-    shown = url.replace("hush", "***")
-    assert program.err.startswith(f"workflow-worker: Redis at {shown} refuses: ")
-    assert "xgroup" in program.err
-    assert program.err.count("\n") == 1
-
-
-def test_a_server_that_throws_work_away_is_refused_naming_the_setting(
-    run: Run, own_server: Callable[..., RedisServer]
-) -> None:
-    server = own_server("--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
-    server.start()
-
-    program = run("project:Failing", "--redis-url", server.url)
-
-    assert program.code() == 3
-    assert f"at {server.url} has maxmemory-policy allkeys-lru" in program.err
-    assert program.err.endswith("Set maxmemory-policy to noeviction\n")
-
-
 def test_a_server_without_a_log_is_used_with_one_warning(
     run: Run, own_server: Callable[..., RedisServer]
 ) -> None:
@@ -392,13 +364,6 @@ def test_the_oldest_supported_server_is_fine() -> None:
     server = judge(FINE, url="redis://h")
 
     assert (server.product, server.warnings) == ("Redis 6.2.0", ())
-
-
-def test_a_server_that_is_too_old_is_refused() -> None:
-    with pytest.raises(
-        IncompatibleServer, match=r"Redis 6\.0\.16 at redis://h is too old: Redis 6\.2"
-    ):
-        judge(FINE | {"redis_version": "6.0.16"}, url="redis://h")
 
 
 def test_a_valkey_is_called_by_its_own_version() -> None:
@@ -696,13 +661,6 @@ async def test_the_health_file_is_fresh_while_the_event_loop_turns(
     program.send()
     assert program.code() == 0
     assert not path.exists()
-
-
-def test_a_health_file_that_cannot_be_written_exits_3(run: Run, server: RedisServer) -> None:
-    program = run(FLOWS, "--redis-url", server.url, "--health-file", "no/such/folder")
-
-    assert program.code() == 3
-    assert program.err.startswith("workflow-worker: the health file cannot be written: ")
 
 
 class Hands(Clock):

@@ -116,7 +116,7 @@ async def _rights(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
     missing = [
         name
         for name, reply in zip(probes, replies, strict=True)
-        if isinstance(reply, StoreRefused) and "NOPERM" in str(reply)
+        if isinstance(reply, StoreRefused) and "permission" in str(reply)
     ]
     if missing:
         yield Finding(

@@ -5,6 +5,7 @@ Layer: cli.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -45,6 +46,10 @@ def forced_by(signal_number: int) -> int:
 
 def run_program(name: str, command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; what its user can mend is said without traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or log without the letters of a message gets it with escapes, and not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_code_of(name, command))
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,8 @@ logger = logging.getLogger("stepfleet.probe")
 
 #: The oldest server with every command that the scripts use.
 OLDEST: Final = (6, 2)
+#: Seconds that the clocks of server and machine may differ before it is worth a word.
+SKEW_S: Final = 30.0
 #: Seconds between two tries to reach the server: from, to.
 BACK_OFF: Final = (0.1, 2.0)
 
@@ -40,7 +43,7 @@ async def wait_for_server(link: Link, *, url: str, patience: float) -> Server:
     Raises:
         ConnectionLost: it did not answer within `patience` seconds.
         StoreRefused: it does not accept the user or password.
-        IncompatibleServer: it is too old, or set up to throw work away.
+        IncompatibleServer: it is too old, a replica, in a cluster, or set up to throw work away.
     """
     last: ConnectionLost | None = None
     pause = BACK_OFF[0]
@@ -69,25 +72,34 @@ async def look(link: Link, *, url: str) -> Server:
     try:
         await link.call("PING")
     except StoreRefused as error:
-        raise StoreRefused(f"Redis at {url} refuses: {error}") from error
+        raise refused(error, url=url) from error
     except ConnectionLost as error:
         reason = str(error.__cause__ or error).rstrip(".") or "no reply"
         raise ConnectionLost(f"Redis at {url} does not answer: {reason}") from error
     try:
         reply: bytes = await link.call("INFO")
+        seconds, _ = await link.call("TIME")
     except StoreRefused as error:
         return Server(
             product="a server that does not show its INFO",
             warnings=(f"version, maxmemory-policy and appendonly could not be checked: {error}",),
         )
-    return judge(_fields(reply), url=url)
+    return judge(_fields(reply), url=url, ahead_s=int(seconds) - time.time())
 
 
-def judge(info: Mapping[str, str], *, url: str) -> Server:
-    """Return the server that says `info` of itself.
+def refused(error: StoreRefused, *, url: str, role: str = "worker") -> StoreRefused:
+    """Return a refusal that names the server, and the cure for a missing right."""
+    text = f"Redis at {url} refuses: {error}"
+    if "permission" in text:
+        text += f"; `stepfleet acl --role {role}` prints a user with the rights"
+    return StoreRefused(text)
+
+
+def judge(info: Mapping[str, str], *, url: str, ahead_s: float = 0.0) -> Server:
+    """Return the server that says `info` of itself; its clock is `ahead_s` ahead of this machine's.
 
     Raises:
-        IncompatibleServer: it is too old, or set up to throw work away.
+        IncompatibleServer: it is too old, a replica, in a cluster, or set up to throw work away.
     """
     product = _product(info)
     version = info.get("redis_version", "")
@@ -95,6 +107,16 @@ def judge(info: Mapping[str, str], *, url: str) -> Server:
         raise IncompatibleServer(
             f"{product} at {url} is too old: Redis {OLDEST[0]}.{OLDEST[1]} or newer, or Valkey, is "
             "needed"
+        )
+    if info.get("redis_mode") == "cluster":
+        raise IncompatibleServer(
+            f"{product} at {url} is a node of a cluster, which is not supported: give the URL of a server "
+            "with cluster-enabled no"
+        )
+    if info.get("role") == "slave":
+        primary = f"{info.get('master_host')}:{info.get('master_port')}"
+        raise IncompatibleServer(
+            f"{product} at {url} is a replica, which takes no writes: give the URL of its primary, {primary}"
         )
     policy = info.get("maxmemory_policy")
     if info.get("maxmemory", "0") != "0" and policy not in ("noeviction", None):
@@ -106,6 +128,12 @@ def judge(info: Mapping[str, str], *, url: str) -> Server:
     if info.get("aof_enabled") == "0":
         warnings.append(
             "appendonly is off: when Redis crashes, what happened since its last snapshot is lost"
+        )
+    if abs(ahead_s) > SKEW_S:
+        side = "ahead of" if ahead_s > 0 else "behind"
+        warnings.append(
+            f"its clock is {abs(ahead_s):.0f} s {side} this machine's: leases and time-outs follow it, times "
+            "in logs and traces do not; let both take their time from NTP"
         )
     unknown = _unknown(info)
     if unknown:

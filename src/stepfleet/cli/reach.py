@@ -12,7 +12,9 @@ from typing import Any, Concatenate, ParamSpec
 
 import click
 
+from stepfleet.cli.probe import refused
 from stepfleet.connect import Client, fleet_of, resolve_url
+from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.settings import Settings, mask_url
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.inspector import Inspector
@@ -63,7 +65,12 @@ def reaches_fleet(
         reach = Reach(url=url, settings=settings, fleet=fleet_of(url, settings))
 
         async def main() -> int | None:
-            return await command(reach, *args, **options)
+            try:
+                return await command(reach, *args, **options)
+            except ConnectionLost as error:
+                raise ConnectionLost(f"Redis at {reach.shown_url}: {error}") from error
+            except StoreRefused as error:
+                raise refused(error, url=reach.shown_url, role="operator") from error
 
         return asyncio.run(main())
 

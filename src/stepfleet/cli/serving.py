@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from stepfleet.cli.exits import CRASHED, HANDED_BACK, OK, forced_by, leave_within
 from stepfleet.cli.notify import notify
-from stepfleet.cli.probe import wait_for_server
+from stepfleet.cli.probe import refused, wait_for_server
 from stepfleet.client import Client
 from stepfleet.core.plan import Plan
 from stepfleet.errors import SettingsError, StoreRefused
@@ -109,7 +109,7 @@ async def serve(job: Job) -> int:
         try:
             handed_back = await worker.run(burst=job.burst, on_ready=ready.set)
         except StoreRefused as error:
-            raise StoreRefused(f"Redis at {job.shown_url} refuses: {error}") from error
+            raise refused(error, url=job.shown_url) from error
     await client.close()
     code = _code(worker, handed_back, signals)
     logger.info("ended: exit_code=%d", code)

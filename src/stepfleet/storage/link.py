@@ -30,6 +30,7 @@ from redis.exceptions import (
 )
 
 from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.storage.greeting import greet
 from stepfleet.storage.scripts import Script
 
 Arg = str | bytes | int | float
@@ -206,10 +207,7 @@ class Link:
             if connection is None:
                 connection = self._connect()
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await connection.connect()
-                    if self._name:
-                        await connection.send_command("CLIENT", "SETNAME", self._name)
-                        await connection.read_response()
+                    await greet(connection, self._name)
                 self._connection = connection
             yield connection
         except ResponseError as error:
