@@ -15,12 +15,14 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import pytest
 import redis
@@ -88,6 +90,8 @@ class Composed:
             if target.split("/")[0] in ("examples", "workers"):
                 _copy(ROOT / source, self.app / target)
         (self.app / "pyproject.toml").write_text(SCHEDULE)
+        self._ledger = folder / "executions"
+        self._note_executions(self.app / "examples/fastapi_service/report.py")
         self.files = self._files()
 
     def start(self, name: str) -> Started:
@@ -157,6 +161,22 @@ class Composed:
     def _files(self) -> set[Path]:
         return set(self.app.rglob("*"))
 
+    def executions(self) -> list[str]:
+        """Returns what the steps of reports wrote down when they began: step and title."""
+        return self._ledger.read_text().splitlines()
+
+    def _note_executions(self, module: Path) -> None:
+        code = module.read_text()
+        for step, first in (("outline", "return Outlined("), ("write", "for page in")):
+            assert code.count(first) == 1
+            code = code.replace(first, f"_note('{step}', ev.title)\n        {first}")
+        note = (
+            "\n\ndef _note(*words):\n"
+            f"    with open({str(self._ledger)!r}, 'a') as ledger:\n"
+            "        ledger.write(' '.join(words) + '\\n')\n"
+        )
+        module.write_text(code + note)
+
     def nothing_was_written(self) -> bool:
         """Returns whether the processes left their folder alone: containers cannot write there."""
         return self._files() == self.files
@@ -177,23 +197,25 @@ class Orders:
         self._base = f"http://127.0.0.1:{port}"
         self._on = True
         self.read: dict[str, list[int]] = {}
+        self.titles: dict[str, str] = {}
         self.errors: list[BaseException] = []
         self._threads = [threading.Thread(target=self._order) for _ in range(WIDTH)]
         for thread in self._threads:
             thread.start()
 
     def _order(self) -> None:
-        body = json.dumps({"title": "T", "pages": 2, "pause": 0.05}).encode()
         headers = {"Content-Type": "application/json"}
         try:
             while self._on:
+                title = uuid4().hex
+                body = json.dumps({"title": title, "pages": 2, "pause": 0.05}).encode()
                 request = urllib.request.Request(f"{self._base}/runs", data=body, headers=headers)
                 with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                     run = json.loads(answer.read())["run"]
                 events = f"{self._base}/runs/{run}/events"
                 with urllib.request.urlopen(events, timeout=PATIENCE) as stream:
                     ids = re.findall(r"^id: (\d+)$", stream.read().decode(), re.M)
-                self.read[run] = [int(one) for one in ids]
+                self.read[run], self.titles[run] = [int(one) for one in ids], title
         except BaseException as error:
             self.errors.append(error)
 
@@ -262,12 +284,14 @@ def test_the_composed_fleet_scales_to_four_workers_and_back_under_load(composed:
     assert service.stop() in (0, -signal.SIGTERM)
     assert composed.nothing_was_written()
 
-    # Who reads an entry is written to the append-only file: each was read once, by one worker.
+    executed = Counter(composed.executions())
+    assert [one for one, count in executed.items() if count > 1] == []
+    titles = set(orders.titles.values())
+    assert executed.keys() == {
+        f"{step} {title}" for step in ("outline", "write") for title in titles
+    }
     record = Record(composed.folder / "redis")
     runs = {*orders.read, *(f"joke-{slot:%Y%m%dT%H%M%SZ}" for slot in due)}
-    entries = record.of_runs(runs)
-    assert record.check_settled(Ledger(composed.folder / "ledger"), runs) == len(entries)
-    assert len(entries) == 2 * len(runs)
-    assert {entry.reads for entry in entries} == {1}
-    readers = {owner for entry in entries for owner in entry.owners}
-    assert len(readers) == 4
+    assert record.check_settled(Ledger(composed.folder / "nothing"), runs) == 2 * len(runs)
+    assert record.reclaimed(runs) == []
+    assert len({entry.settled_by for entry in record.of_runs(runs)}) == 4

@@ -141,8 +141,6 @@ class Entry:
     delivery: str
     #: Consumers that owned it, in order; 'returned' where it was handed back.
     owners: list[str] = field(default_factory=list[str])
-    #: How often it was given to a consumer.
-    reads: int = 0
     acknowledged: int = 0
 
     @property
@@ -241,7 +239,6 @@ class Record:
     def _owned(self, stream: str, words: list[bytes]) -> None:
         # Redis records a read by a group as the claim that it amounts to.
         entry = self.entries[stream, words[5].decode()]
-        entry.reads += 1
         owner = words[3].decode()
         if not entry.owners or entry.owners[-1] != owner:
             entry.owners.append(owner)
