@@ -67,6 +67,7 @@ def bounds_of(settings: Settings) -> Bounds:
         stream_limit=settings.stream_limit,
         pending_runs_limit=settings.pending_runs_limit,
         waiters_limit=settings.waiters_limit,
+        deliveries_limit=settings.deliveries_limit,
     )
 
 

@@ -20,6 +20,7 @@ from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import arrival
 from stepfleet.errors import (
     RunFailed,
+    TooLargeError,
     WorkflowCancelledByUser,
     WorkflowError,
     WorkflowRuntimeError,
@@ -525,6 +526,11 @@ class RemoteRun:
         answer = await self._services.committer.commit(commit)
         if answer.word == "over":
             raise WorkflowRuntimeError(f"run {self.run_id} has ended: it takes no more events")
+        if answer.word == "full":
+            raise TooLargeError(
+                f"run {self.run_id} takes no more events: it has had as many deliveries as "
+                "deliveries_limit allows. Go on in another run, or raise the setting"
+            )
         self._settled(answer)
 
     async def running_steps(self) -> list[str]:

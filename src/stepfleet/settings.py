@@ -229,6 +229,12 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Steps of one run that may wait for events at once; one more fails.",
     )
+    deliveries_limit: int = Field(
+        default=1_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Deliveries that one run may have in all; a step that adds one more fails its run.",
+    )
     inbox_limit: int = Field(
         default=100,
         ge=1,

@@ -229,8 +229,8 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "fences",
-                "refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1))",
-                "refill(s, K[hold], rc('HGET', run, SLOT[s]) + 0)",
+                "local n = (fields[7] or 0) - 1",
+                "local n = fields[7] + 0",
             )
         ],
     ),

@@ -214,9 +214,14 @@ class Record:
             if fields[b"r"]:
                 self.ends[fields[b"r"].decode()] += 1
         elif command == "HINCRBY" and words[2].startswith(b"s:"):
-            slot = (key.rpartition(":run:")[2], words[2][2:].decode())
-            self.slots[slot] += int(words[3])
-            self.lowest_slots[slot] = min(self.lowest_slots.get(slot, 0), self.slots[slot])
+            self._counted(key, words[2], by=int(words[3]))
+        elif command == "HSET" and len(words) > 3 and words[2].startswith(b"s:"):
+            self._counted(key, words[2], to=int(words[3]))
+
+    def _counted(self, key: str, name: bytes, *, by: int = 0, to: int | None = None) -> None:
+        slot = (key.rpartition(":run:")[2], name[2:].decode())
+        self.slots[slot] = to if to is not None else self.slots[slot] + by
+        self.lowest_slots[slot] = min(self.lowest_slots.get(slot, 0), self.slots[slot])
 
     def _added(self, stream: str, words: list[bytes]) -> None:
         start = next(index for index, word in enumerate(words) if word == b"r")

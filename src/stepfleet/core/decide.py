@@ -153,7 +153,7 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
     first_ms = record.first_ms or now_ms - outcome.traces.age_ms
     policy = spec.retry_policy if spec else None
     error, delay = outcome.error, None
-    if policy is not None and isinstance(error, Exception):
+    if policy is not None and isinstance(error, Exception) and not outcome.final:
         try:
             delay = next_delay(
                 policy,
@@ -167,7 +167,7 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
             error = failure
     if delay is None:
         elapsed = (now_ms - first_ms) / 1000
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not outcome.final:
             recovery = recovered(delivery, error, plan, elapsed=elapsed, now_ms=now_ms)
             if recovery is not None:
                 words += [*consumed(delivery, plan), recovery]

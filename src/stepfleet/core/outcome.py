@@ -88,6 +88,8 @@ class Failed:
 
     error: BaseException
     traces: Traces = Traces()
+    #: Neither its retry policy nor a `catch_error` step is asked.
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

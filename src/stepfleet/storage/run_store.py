@@ -23,6 +23,8 @@ class Bounds:
     stream_limit: int = 10_000
     pending_runs_limit: int = 1_000_000
     waiters_limit: int = 1_000
+    #: Deliveries that a run may have in all.
+    deliveries_limit: int = 1_000_000
     #: Entries kept in the stream of ended runs.
     ends_limit: int = 10_000
     #: Dead letters kept.
@@ -100,7 +102,12 @@ class Packing:
 
     def arguments(self) -> tuple[list[str], list[Arg]]:
         """Return KEYS and ARGV."""
-        head: list[Arg] = [GROUP, self._consumer, len(self._rows)]
+        head: list[Arg] = [
+            GROUP,
+            self._consumer,
+            self.bounds.deliveries_limit,
+            len(self._rows),
+        ]
         return list(self._index), head + self._row_args + self._args
 
     def add(self, commit: Commit) -> None:

@@ -43,7 +43,7 @@ from stepfleet.core.commit import (
 from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
 from stepfleet.core.history import emitted, settled
-from stepfleet.core.outcome import Failed, Lost, Outcome, Suspended, Traces
+from stepfleet.core.outcome import Failed, Lost, Outcome, Shown, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
 from stepfleet.core.scopes import gathered_in
@@ -355,6 +355,9 @@ class Processor:
         while True:
             commit = self._decided(delivery, outcome, plan)
             answer = await self._committer.commit(commit)
+            if answer.word == "full" and answer.detail == "deliveries":
+                outcome = self._exhausted(delivery, outcome)
+                continue
             if answer.word == "full" and isinstance(outcome, Suspended):
                 outcome = Failed(error=self._too_many_waits(delivery), traces=outcome.traces)
                 continue
@@ -377,6 +380,17 @@ class Processor:
             f"of run {delivery.run_id} wait already. Wait in fewer of them, or raise the setting "
             "waiters_limit"
         )
+
+    def _exhausted(self, delivery: Delivery, outcome: Outcome) -> Failed:
+        """The run has had too many deliveries: it ends, whatever its steps would do about it."""
+        error = TooLargeError(
+            f"step {delivery.route.step!r} cannot go on: run {delivery.run_id} has had as many "
+            "deliveries as deliveries_limit allows. Look for a loop that does not end, split the "
+            "work over several runs, or raise the setting"
+        )
+        traces = getattr(outcome, "traces", Traces())
+        shown = tuple(effect for effect in traces.effects if isinstance(effect, Shown))
+        return Failed(error=error, traces=replace(traces, effects=shown), final=True)
 
     def _decided(self, delivery: Delivery, outcome: Outcome, plan: Plan) -> Commit:
         now_ms = self._clock.redis_ms()

@@ -1,12 +1,12 @@
 -- batch.lua (part of commit.lua): the arguments of one call, and what is at hand while one commit is applied.
 
 local A, K = ARGV, KEYS
-local group, consumer, streams = A[1], A[2], A[3] + 0
+local group, consumer, most_deliveries, streams = A[1], A[2], A[3] + 0, A[4] + 0
 local STREAM, LABEL, SLOT, LIMIT = {}, {}, {}, {}
 local CEILING, GAUGE, QUEUE, ALARM, SIBLINGS = {}, {}, {}, {}, {}
 local run, open, keys, run_id     -- of the commit at hand
-local fields                      -- its run's status, deadline, number of open waiters, `admitted` and, of an entry,
-                                  -- number of lent slots, slot counter
+local fields                      -- its run's status, deadline, number of open waiters, `admitted`, deliveries so far
+                                  -- and, of an entry, number of lent slots, slot counter
 local closed                      -- its run waits for admission: whatever it emits is held
 local lent                        -- its entry gave its slot away before
 local opened                      -- field, value, ... to write to `open` at its end
@@ -18,11 +18,14 @@ local waiting                     -- hold list -> its length, where it matters
 local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
 local sizes                       -- hash or set -> its number of members before this commit
 local born                        -- deliveries that it added since it began to count
+local planned                     -- deliveries that it will add to those that its run ever had
+local guarded                     -- of those with a guard: how many it did add
+local ending                      -- it ends the run
 local pending                     -- scope -> deliveries pending in it before this commit, false: no such scope
 local deletions = {}              -- stream -> entry ids, deleted in bulk at the end: XDEL alone costs twice as much
 local halted = {}                 -- run -> why Redis refused a commit of it: those behind must not overtake it
 
-local first_commit = 4
+local first_commit = 5
 for s = 1, streams do
   local i = first_commit
   STREAM[s], LABEL[s], SLOT[s], LIMIT[s], CEILING[s] = K[A[i] + 0], A[i + 1], A[i + 2], A[i + 3] + 0, A[i + 4] + 0

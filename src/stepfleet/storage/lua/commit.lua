@@ -6,7 +6,7 @@
 -- The loader puts prelude, batch, slots, fences, expectations, emits, scopes and words in front of this file.
 --
 -- KEYS  every key of the call, each named below by its index.
--- ARGV  group, consumer, number of streams;
+-- ARGV  group, consumer, deliveries that a run may have in all, number of streams;
 --       per stream: key, label, slot field, slot limit (0: none), ceiling over all runs (0: none) and, if it has one,
 --       the keys of its gauge, of the gauge's queue and of the stream where a run is woken, the number of streams
 --       under the same ceiling, and their keys;
@@ -19,7 +19,7 @@
 --       over         the run has ended; the entry is acknowledged
 --       parking      the run has ended and keeps its pending work: commit again with `park`
 --       conflict     an expectation moved (with what moved): decide again
---       full         a limit is reached (runs that are live, waits of a run)
+--       full         a limit is reached (runs that are live, waits of a run; `full deliveries`: deliveries of a run)
 --       broken       a key of the run has a wrong type: nothing was written
 --       refused      Redis refused the first write (memory, replica), or one of this run before: send it again later
 --       applied      done, or done before; with the number of events that a buffer lacks after an append
@@ -46,12 +46,12 @@ end
 
 local function read_run(kind, at)
   if kind == 'entry' then
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'lent', SLOT[A[at] + 0])
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries', 'lent', SLOT[A[at] + 0])
   elseif kind == 'new' or kind == 'stray' then
     fields = {}
     return true
   else
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted')
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries')
   end
   closed = fields[4] == '0'
   return fields[1] == 'running'
@@ -60,7 +60,7 @@ end
 local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
   opened, diverted, missing, appends, asked, closed, lent = {}, false, nil, {}, {}, false, false
-  waiting, wanted, sizes, born, pending = {}, {}, {}, 0, {}
+  waiting, wanted, sizes, born, pending, planned, guarded, ending = {}, {}, {}, 0, {}, 0, 0, false
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)
   if refusal then return refusal end
@@ -80,6 +80,7 @@ local function apply(i, stop)
     if word.check then word.check(j + 1) end
     j = after(word, j + 1)
   end
+  if fence.bounded and fence.bounded(at) and had() + planned > most_deliveries then return 'full deliveries' end
 
   fence.settle(at)
   j = words
@@ -89,6 +90,7 @@ local function apply(i, stop)
     j = after(word, j + 1)
   end
   write_opened()
+  if fence.counts and guarded > 0 then rc('HINCRBY', run, 'deliveries', guarded) end
   return missing and 'applied ' .. missing or 'applied'
 end
 

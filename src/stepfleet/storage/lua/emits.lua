@@ -26,6 +26,7 @@ local function first_time(guard, did)
   if guard == 0 then return true end
   if rc('HSETNX', K[guard], did, diverted and 'w' or '') == 1 then
     made(K[guard])
+    guarded = guarded + 1
     return true
   end
   if rc('HGET', K[guard], did) == 'w' then diverted = true end
@@ -37,7 +38,7 @@ local emitting = {
   size = 5, n = 4, each = 2,
   check = function(j)
     local guard, s, hold = A[j] + 0, A[j + 2] + 0, A[j + 3] + 0
-    if guard > 0 then look(K[guard]) end
+    if guard > 0 then look(K[guard]) else planned = planned + A[j + 4] end
     if hold > 0 then room(s, hold, A[j + 4] + 0) end
   end,
   write = function(j)
@@ -65,7 +66,7 @@ end
 local pairing = {
   size = 8, n = 7, each = 2,
   check = function(j)
-    if A[j] + 0 > 0 then look(key_at(j)) end
+    if A[j] + 0 > 0 then look(key_at(j)) else planned = planned + 1 end
     for x = j + 8, j + 6 + 2 * A[j + 7], 2 do look_at_list(key_at(x)) end
     rc('LLEN', key_at(j + 4))
     can_register()

@@ -2,7 +2,8 @@
 --
 -- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; check(j): reads what it will
 -- write; settle(j): consumes it, as the first write of the commit; drop(j): consumes it when the run has ended; parks:
--- it stands for work that an ended run may keep. j is where its arguments begin.
+-- it stands for work that an ended run may keep; counts: what it adds is new; bounded(j): it is refused when its run
+-- has had too many deliveries. j is where its arguments begin.
 
 local function mine(s, entry)
   return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
@@ -26,17 +27,20 @@ local function is_lent(did) return string.sub(rc('HGET', open, did) or '', -5) =
 
 local function nothing() end
 
+-- Deliveries that the run had until now. They are counted in a write that is made anyhow.
+local function had() return (fields[5] or 0) + 0 end
+
 local function check_open() rc('HLEN', open) end
 
 local FENCE = {
   -- a delivery that is settled: stream, entry, delivery, hold list of its step (0: it has no slot)
   entry = {
-    size = 4, parks = true,
+    size = 4, parks = true, counts = true,
     prove = mine_or_gone,
     check = function(j)
       local hold = A[j + 3] + 0
-      lent = hold > 0 and (fields[5] or '0') ~= '0' and is_lent(A[j + 2])
-      if hold > 0 and not lent and (fields[6] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
+      lent = hold > 0 and (fields[6] or '0') ~= '0' and is_lent(A[j + 2])
+      if hold > 0 and not lent and (fields[7] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
     end,
     settle = function(j)
       local s, hold = A[j] + 0, A[j + 3] + 0
@@ -44,10 +48,15 @@ local FENCE = {
       acknowledge(s, A[j + 1])
       if lent then
         rc('HINCRBY', run, 'lent', -1)
+        guarded = planned
       elseif hold > 0 then
-        refill(s, K[hold], rc('HINCRBY', run, SLOT[s], -1))
+        local n = (fields[7] or 0) - 1
+        rc('HSET', run, SLOT[s], n, 'deliveries', had() + planned)
+        refill(s, K[hold], n)
       end
     end,
+    -- Nothing but the end of its run, once there were too many; what others wait for goes on.
+    bounded = function(j) return A[j + 3] + 0 > 0 and not ending end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   },
   -- a delivery whose run cannot be read; no key of the run is touched: stream, entry
@@ -59,7 +68,7 @@ local FENCE = {
   },
   -- an early effect of a delivery that goes on: stream, entry
   effect = {
-    size = 2,
+    size = 2, counts = true,
     prove = mine_or_gone,
     check = nothing,
     -- Removes nothing. Behind a write that needs no memory a full Redis lets everything pass: what has begun goes on.
@@ -89,7 +98,7 @@ local FENCE = {
   },
   -- something asked for once under an id of its own: zset of ids, id, how many are kept
   operation = {
-    size = 3,
+    size = 3, counts = true,
     prove = function(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end,
     check = function() check_open() can_register() end,
     settle = function(j)
@@ -97,7 +106,9 @@ local FENCE = {
       rc('ZADD', K[A[j] + 0], n, A[j + 1])
       if n == 1 then register(K[A[j] + 0]) end
       rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
+      guarded = planned
     end,
+    bounded = function() return planned > 0 end,
     drop = nothing,
   },
   -- whoever asks, while the run is live
@@ -111,7 +122,7 @@ local FENCE = {
     end,
     check = check_open,
     settle = function(j)
-      rc('HSET', run, 'digest', A[j], 'started', now_ms(), unpack(A, j + 3, j + 2 + A[j + 2]))
+      rc('HSET', run, 'digest', A[j], 'started', now_ms(), 'deliveries', planned, unpack(A, j + 3, j + 2 + A[j + 2]))
       rc('ZADD', K[A[j + 1] + 0], '+inf', run_id)
     end,
   },

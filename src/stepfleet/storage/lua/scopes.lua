@@ -37,6 +37,7 @@ local opening = {
 local gathering = {
   size = 8, n = 7, each = 2,
   check = function(j)
+    planned = planned + A[j + 7]
     rc('HLEN', key_at(j))
     look_at_list(key_at(j + 1))
     if A[j + 5] ~= '0' then room(A[j + 3] + 0, A[j + 4] + 0, 1) end

@@ -68,6 +68,7 @@ local function unstaging(again)
   return {
     size = 5,
     check = function(j)
+      planned = planned + A[j + 3]
       room(A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0)
       waiting[key_at(j + 2)] = rc('LLEN', key_at(j + 2))
       can_register()
@@ -473,6 +474,7 @@ local WORD = {
   ['end'] = {
     size = 14, n = 13, each = 1,
     check = function(j)
+      ending = true
       rc('XLEN', key_at(j + 1))
       if fields[4] then
         rc('SCARD', key_at(j + 6))
