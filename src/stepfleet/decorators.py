@@ -310,7 +310,8 @@ def seconds_or_none(timeout: float | timedelta | None) -> float | None:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if seconds is not None and not _is_positive_number(seconds):
         raise WorkflowValidationError(
-            "timeout must be a number of seconds or a timedelta greater than 0, or None"
+            "timeout must be a number of seconds or a timedelta greater than 0, or None, not "
+            f"{timeout!r}"
         )
     return seconds
 
@@ -336,12 +337,16 @@ def _is_positive_number(value: object) -> bool:
 
 def _require_num_workers(num_workers: int) -> None:
     if not is_positive_int(num_workers):
-        raise WorkflowValidationError("num_workers must be an integer greater than 0")
+        raise WorkflowValidationError(
+            f"num_workers must be an integer greater than 0, not {num_workers!r}"
+        )
 
 
 def _checked_max_concurrency(max_concurrency: int | None) -> int | None:
     if max_concurrency is not None and not is_positive_int(max_concurrency):
-        raise WorkflowValidationError("max_concurrency must be an integer greater than 0 or None")
+        raise WorkflowValidationError(
+            f"max_concurrency must be an integer greater than 0 or None, not {max_concurrency!r}"
+        )
     return max_concurrency
 
 

@@ -103,7 +103,7 @@ def read_signature(function: Callable[..., Any], localns: dict[str, Any]) -> Sig
     _check_together(events)
     for parameter, annotation in others:
         _require_optional(function, parameter, annotation)
-    bare, listed, other_returns = _return_types(hints)
+    bare, listed, other_returns = _return_types(function, hints)
     context_param, state_type = _only_context(function, contexts)
     return Signature(
         accepts=_unique(cls for parameter in events for cls in parameter.types),
@@ -249,6 +249,7 @@ def _require_named(function: Callable[..., Any], parameter: inspect.Parameter) -
 
 
 def _return_types(
+    function: Callable[..., Any],
     hints: dict[str, Any],
 ) -> tuple[tuple[type[Event], ...], tuple[type[Event], ...], tuple[object, ...]]:
     """Return the types that a step returns by themselves, those in lists, and what is no event.
@@ -257,7 +258,8 @@ def _return_types(
     """
     if "return" not in hints:
         raise WorkflowValidationError(
-            "Return types of workflows step functions must be annotated with their type."
+            "Return types of workflows step functions must be annotated with their type. "
+            f"Step '{function.__name__}' has none: say what it returns, such as `-> StopEvent | None`."
         )
     bare: list[type[Event]] = []
     listed: list[type[Event]] = []

@@ -144,7 +144,8 @@ class Workflow:
     ) -> None:
         if num_concurrent_runs is not None and not is_positive_int(num_concurrent_runs):
             raise WorkflowValidationError(
-                "num_concurrent_runs must be an integer greater than 0 or None"
+                "num_concurrent_runs must be an integer greater than 0 or None, not "
+                f"{num_concurrent_runs!r}"
             )
         self._timeout = seconds_or_none(timeout)
         self._disable_validation = disable_validation

@@ -14,6 +14,7 @@ _SETTINGS: Final = "tests/unit/test_settings.py::"
 _CODEC: Final = "tests/unit/test_codec.py::"
 _RUNS: Final = "tests/conformance/test_runs.py::"
 _HERE: Final = "tests/bad_input/"
+_PROGRAMS: Final = "tests/bad_input/test_programs.py::"
 _SERVERS: Final = "tests/bad_input/test_servers.py::"
 
 #: What is given -> the tests that show what comes of it.
@@ -23,6 +24,7 @@ TABLE: Final[dict[str, list[str]]] = {
     ],
     "B2 a module without an object, with several workflows in it": [
         _TARGET + "test_a_module_without_an_object_lists_its_workflows",
+        _CLI + "test_a_wrong_setting_or_target_is_one_line_and_exit_3",
     ],
     "B3 a module or object that is not there, or misspelt": [
         _CLI + "test_a_wrong_setting_or_target_is_one_line_and_exit_3",
@@ -66,16 +68,20 @@ TABLE: Final[dict[str, list[str]]] = {
     "B11 an unknown key in pyproject.toml": [
         _SETTINGS + "test_an_unknown_key_of_the_file_says_what_was_meant",
         _SETTINGS + "test_an_unknown_variable_says_what_was_meant",
+        _CLI + "test_an_unknown_setting_says_what_was_meant",
     ],
     "B12 a step without annotations, steps and events that do not fit": [
         "tests/unit/test_decorators.py::test_a_return_type_is_required",
         "tests/unit/test_graph.py::test_every_problem_of_the_graph_is_listed_at_once",
         _CLI + "test_a_workflow_that_cannot_work_exits_3_with_its_reason",
+        _PROGRAMS + "test_a_step_without_a_return_annotation",
     ],
     "B13 a workflow that workers cannot import, a run that nobody serves": [
         "tests/unit/test_check.py::test_a_class_inside_a_function_and_what_it_uses_are_found",
         _RUNS + "test_a_run_that_no_worker_serves_waits_and_a_warning_says_so",
         _RUNS + "test_a_name_that_nobody_announced_lists_what_is_served",
+        _PROGRAMS + "test_a_workflow_that_no_worker_can_import_waits_for_one_that_can",
+        _PROGRAMS + "test_a_name_that_nobody_announced",
     ],
     "B14 a field that cannot travel": [
         _CODEC + "test_a_refusal_names_path_type_and_cure",
@@ -83,6 +89,7 @@ TABLE: Final[dict[str, list[str]]] = {
         "test_a_value_that_cannot_travel_fails_the_step_that_emits_it",
         "tests/conformance/test_send_event.py::"
         "test_a_value_that_cannot_travel_is_an_error_where_it_is_sent",
+        _PROGRAMS + "test_a_value_that_cannot_travel_is_refused_in_the_step_that_emits_it",
     ],
     "B15 big integers, NaN, surrogates, dates, sets, enums ...": [
         _CODEC + "test_the_edges_of_each_type_come_back_exact",
@@ -92,6 +99,7 @@ TABLE: Final[dict[str, list[str]]] = {
         _CODEC + "test_the_size_limit_is_exact_in_both_directions",
         _CODEC + "test_the_depth_limit_is_exact_in_both_directions",
         _CODEC + "test_a_list_of_two_million_parts_is_refused",
+        _PROGRAMS + "test_a_start_event_that_is_too_deep_starts_nothing",
     ],
     "B17 a dict that looks like a type": [
         _CODEC + "test_a_user_dict_never_looks_like_a_type",
@@ -104,14 +112,17 @@ TABLE: Final[dict[str, list[str]]] = {
     ],
     "B19 a serializer of pickles": [
         "tests/unit/test_serializers.py::test_pickles_are_refused_with_the_reason",
+        _PROGRAMS + "test_a_serializer_of_pickles",
     ],
     "B20 a run id that is none": [
         _RUNS + "test_run_ids_are_checked",
         _RUNS + "test_only_what_can_be_an_id_is_attached_to",
         _HERE + "test_values.py::test_no_name_reaches_a_key_unescaped",
+        _PROGRAMS + "test_a_run_id_that_is_none",
     ],
     "B21 the id of a run with other arguments": [
         _RUNS + "test_start_with_the_id_of_other_arguments_is_a_conflict",
+        _PROGRAMS + "test_the_id_of_a_run_with_other_arguments",
     ],
     "B22 an event for an unknown run or step, or after the end; one that nobody accepts is dropped": [
         _RUNS + "test_an_id_that_names_no_run_is_an_error",
@@ -120,6 +131,8 @@ TABLE: Final[dict[str, list[str]]] = {
         "tests/conformance/test_send_event.py::test_after_the_end_an_event_is_refused_or_dropped",
         "tests/conformance/test_send_event.py::"
         "test_an_event_that_nobody_accepts_is_dropped_and_the_run_idles",
+        _PROGRAMS + "test_a_run_that_is_not_recorded",
+        _PROGRAMS + "test_an_event_after_the_end_or_for_a_step_that_does_not_take_it",
     ],
     "B23 two answers to one question, an answer before the question": [
         "tests/conformance/test_wait_for_event.py::"
@@ -137,12 +150,15 @@ TABLE: Final[dict[str, list[str]]] = {
     "B25 odd numbers of workers and times": [
         "tests/unit/test_decorators.py::test_num_workers_is_a_positive_integer",
         "tests/unit/test_decorators.py::test_a_timeout_is_a_positive_time_or_none",
+        _PROGRAMS + "test_a_number_out_of_its_range_at_a_step",
+        _PROGRAMS + "test_a_number_out_of_its_range_at_a_workflow",
     ],
     "B26 the store used in a wrong way": [
         "tests/conformance/test_store.py::test_wrong_paths_are_errors_that_name_them",
         "tests/conformance/test_store.py::test_a_write_inside_an_edit_is_refused",
         "tests/conformance/test_store.py::"
         "test_a_typed_state_has_its_defaults_and_refuses_unknown_fields",
+        _PROGRAMS + "test_the_store_used_in_wrong_ways",
     ],
     "B29 data of a run that is corrupted": [
         _HERE + "test_corrupt_runs.py::test_a_key_of_a_wrong_type_ends_in_its_own_run",

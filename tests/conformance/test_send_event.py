@@ -158,7 +158,7 @@ async def test_a_wrong_target_is_an_error_where_the_event_is_sent(place: Place) 
     await handler
     assert messages == [
         "Step nowhere does not exist",
-        f"Step take does not accept event of type {Other}",
+        f"Step take does not accept event of type {Other}; it accepts Item",
     ]
 
 

@@ -254,8 +254,12 @@ def test_runs_are_listed_shown_followed_cancelled_and_deleted(
     )
     assert operator("runs cancel Human -y").output == "Human: cancelled\n"
     assert operator("runs cancel Human -y").output == "Human: has already ended (cancelled)\n"
+    again = rows_of(operator("runs cancel Human -y --json"))
+    assert again == [{"run": "Human", "done": False, "status": "cancelled"}]
     with redis.Redis(port=server.port) as raw:
-        assert operator("runs delete Human Quick -y").output == "Human: deleted\nQuick: deleted\n"
+        assert operator("runs delete Human -y").output == "Human: deleted\n"
+        deleted = rows_of(operator("runs delete Quick -y --json"))
+        assert deleted == [{"run": "Quick", "done": True, "status": "completed"}]
         assert list(raw.scan_iter("*:run:*")) == []
     assert operator("runs list --json").output == ""
 
@@ -337,6 +341,22 @@ def test_the_doctor_finds_an_orphan_a_wrong_type_and_a_step_that_nobody_serves(
     assert all(row["cure"] for row in errors.values())
     assert "{default:0}:run:gone:store" in ill.output
     assert "{default:0}:s:Other:Event:step" in ill.output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [name for name in commands.commands if name not in ("dev", "k8s", "runs", "dead")]
+    + [f"runs {name}" for name in ("list", "show", "events", "cancel", "resume", "delete")]
+    + [f"dead {name}" for name in ("list", "show", "requeue", "drop")],
+)
+def test_every_command_has_json_and_what_changes_can_be_watched(line: str) -> None:
+    shown = CliRunner().invoke(commands, [*line.split(), "--help"]).output
+
+    assert "--json" in shown
+    by_itself = {"runs list", "runs show", "workers", "queues", "why", "dead list", "doctor"}
+    assert ("--watch" in shown) == (line in by_itself)
+    asks = {"runs cancel", "runs delete", "dead requeue", "dead drop"}
+    assert ("--yes" in shown) == (line in asks)
 
 
 def test_watch_shows_again_and_again(server: RedisServer, tmp_path: Path) -> None:

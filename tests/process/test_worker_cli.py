@@ -193,6 +193,29 @@ NOT_A_WORKFLOW = (
             "rediss://, unix:// or memory://",
         ),
         (
+            "project",
+            "target project names a module but no object in it. Workflows in project: Stubborn, "
+            "Failing, Unused, Telling. Say project:Stubborn",
+        ),
+        (
+            "project:Failing --redis-url redis://u:hush@host:abc",
+            "redis_url = redis://u:***@host:abc from the argument: the port or host cannot be read "
+            "(escape / ? # @ in a password)",
+        ),
+        (
+            "project:Failing --redis-url redis://u:hush@host/first",
+            "redis_url = redis://u:***@host/first from the argument: the database behind the / is a "
+            "number",
+        ),
+        (
+            "project:Failing --concurrency 1000000000",
+            "concurrency = 1000000000 from the argument: allowed is 1 to 10,000",
+        ),
+        (
+            "project:Failing --concurrency abc",
+            "concurrency = abc from the argument: allowed is 1 to 10,000",
+        ),
+        (
             "project:Failing --concurrency 0",
             "concurrency = 0 from the argument: allowed is 1 to 10,000",
         ),
@@ -269,9 +292,22 @@ def test_a_workflow_that_cannot_work_exits_3_with_its_reason(run: Run) -> None:
     program = run("project:Unused", "--redis-url", NOWHERE)
 
     assert program.code() == 3
-    assert program.err.startswith("workflow-worker: ")
-    assert "StopEvent" in program.err
-    assert "Traceback" not in program.err
+    assert program.err == (
+        "workflow-worker: At least one Event of type StopEvent must be returned by any step. "
+        "(Workflow 'Unused' has no @step that returns StopEvent.)\n"
+    )
+
+
+def test_an_unknown_setting_says_what_was_meant(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text("[tool.stepfleet]\nconcurency = 3\n")
+    program = run("project:Failing", "--redis-url", NOWHERE)
+
+    assert program.code() == 3
+    assert program.err == (
+        f"workflow-worker: unknown key of [tool.stepfleet] in {path} concurency: did you mean "
+        "concurrency?\n"
+    )
 
 
 def test_the_version_is_one_line(run: Run) -> None:

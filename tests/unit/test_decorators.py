@@ -137,18 +137,21 @@ def test_only_functions_can_be_decorated() -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, True, 1.5, "4", None])
 def test_num_workers_is_a_positive_integer(bad: Any) -> None:
-    assert refused(plain, num_workers=bad) == "num_workers must be an integer greater than 0"
+    expected = f"num_workers must be an integer greater than 0, not {bad!r}"
+    assert refused(plain, num_workers=bad) == expected
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 1.5, "4"])
 def test_max_concurrency_is_a_positive_integer_or_none(bad: Any) -> None:
-    expected = "max_concurrency must be an integer greater than 0 or None"
+    expected = f"max_concurrency must be an integer greater than 0 or None, not {bad!r}"
     assert refused(plain, max_concurrency=bad) == expected
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, "4", float("nan"), timedelta(0)])
 def test_a_timeout_is_a_positive_time_or_none(bad: Any) -> None:
-    expected = "timeout must be a number of seconds or a timedelta greater than 0, or None"
+    expected = (
+        f"timeout must be a number of seconds or a timedelta greater than 0, or None, not {bad!r}"
+    )
     assert refused(plain, timeout=bad) == expected
 
 
@@ -294,7 +297,8 @@ def test_a_return_type_is_required() -> None:
         return None
 
     assert refused(silent) == (
-        "Return types of workflows step functions must be annotated with their type."
+        "Return types of workflows step functions must be annotated with their type. "
+        "Step 'silent' has none: say what it returns, such as `-> StopEvent | None`."
     )
 
 

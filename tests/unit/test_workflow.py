@@ -237,7 +237,7 @@ def test_a_workflow_without_a_start_event_cannot_be_built_even_without_validatio
 def test_num_concurrent_runs_is_a_positive_integer_or_none(bad: Any) -> None:
     with pytest.raises(
         WorkflowValidationError,
-        match=r"^num_concurrent_runs must be an integer greater than 0 or None$",
+        match=r"^num_concurrent_runs must be an integer greater than 0 or None, not ",
     ):
         Flow(num_concurrent_runs=bad)
 

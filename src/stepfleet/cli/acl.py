@@ -6,6 +6,8 @@ from typing import Final
 
 import click
 
+from stepfleet.cli.reach import json_option
+from stepfleet.cli.showing import tell
 from stepfleet.settings import Settings
 
 #: What every connection does.
@@ -61,14 +63,16 @@ ROLES: Final = {
 @click.option(
     "--role", "roles", multiple=True, type=click.Choice(list(ROLES)), help="Only this one."
 )
-def acl(namespace: str | None, roles: tuple[str, ...]) -> None:
+@json_option
+def acl(namespace: str | None, roles: tuple[str, ...], *, as_json: bool) -> None:
     """Print a user for each role, for `redis-cli` or an ACL file: put passwords in place of <...>.
 
     A user reaches the keys of one namespace only, and no command beyond those that its role calls.
     """
     name = Settings(namespace=namespace).namespace
     for role in roles or ROLES:
-        click.echo(user(role, name, password=f"<password of {role}>"))
+        command = user(role, name, password=f"<password of {role}>")
+        tell({"role": role, "command": command}, command, as_json=as_json)
 
 
 def user(role: str, namespace: str, *, password: str) -> str:

@@ -17,7 +17,7 @@ from stepfleet.cli.reach import (
     watch_option,
     yes_option,
 )
-from stepfleet.cli.showing import Row, as_line, moment, show
+from stepfleet.cli.showing import Row, as_line, moment, show, tell
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.codec.shown import fields_of
 from stepfleet.errors import DecodeError, RunNotFound, SettingsError
@@ -76,8 +76,9 @@ async def show_dead(reach: Reach, *, letter_id: str, as_json: bool) -> None:
 @dead.command("requeue", short_help="Go on from dead letters.")
 @click.argument("letter_ids", metavar="ID...", nargs=-1, required=True)
 @yes_option
+@json_option
 @reaches_fleet
-async def requeue(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool) -> None:
+async def requeue(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Start new runs that go on from dead letters, once their cause is mended.
 
     The run that a dead letter ended goes on as `<id>~1`: with its store, the event that was given up, and
@@ -89,14 +90,16 @@ async def requeue(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool) -> No
             run_id = letter.fields.get("run") or "an unknown run"
             confirm(f"Go on from {run_id} with the dead letter {letter_id}?", yes=yes)
             handler = await client.requeue(letter_id)
-            click.echo(f"{letter_id}: {run_id} goes on as {handler.run_id}")
+            row = {"id": letter_id, "run": run_id, "goes_on_as": handler.run_id}
+            tell(row, f"{letter_id}: {run_id} goes on as {handler.run_id}", as_json=as_json)
 
 
 @dead.command("drop", short_help="Delete dead letters.")
 @click.argument("letter_ids", metavar="ID...", nargs=-1, required=True)
 @yes_option
+@json_option
 @reaches_fleet
-async def drop(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool) -> None:
+async def drop(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete dead letters for good. What else their runs had parked stays as long as the runs."""
     async with reach.inspector() as inspector:
         for letter_id in letter_ids:
@@ -104,7 +107,8 @@ async def drop(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool) -> None:
             run_id = letter.fields.get("run") or "an unknown run"
             confirm(f"Delete the dead letter {letter_id} of {run_id}?", yes=yes)
             await inspector.drop(letter_id)
-            click.echo(f"{letter_id}: deleted")
+            row = {"id": letter_id, "run": letter.fields.get("run"), "done": True}
+            tell(row, f"{letter_id}: deleted", as_json=as_json)
 
 
 async def _letter(inspector: Inspector, letter_id: str) -> DeadLetter:

@@ -10,8 +10,8 @@ import click
 
 from stepfleet.cli.exits import CRASHED, OK
 from stepfleet.cli.probe import look
-from stepfleet.cli.reach import Reach, json_option, reaches_fleet
-from stepfleet.cli.showing import ago, as_line
+from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
+from stepfleet.cli.showing import ago, tell
 from stepfleet.errors import IncompatibleServer, StoreRefused
 from stepfleet.storage.inspector import Inspector
 
@@ -38,19 +38,23 @@ class Finding(NamedTuple):
 
 @click.command("doctor", short_help="Look for what is wrong, and say its cure.")
 @json_option
+@watch_option
 @reaches_fleet
-async def doctor(reach: Reach, *, as_json: bool) -> int:
+async def doctor(reach: Reach, *, as_json: bool, watch: float | None) -> int:
     """Look at server, workers, queues and keys; exits with 1 when something is wrong."""
     worst = OK
     async with reach.inspector() as inspector:
-        async for finding in findings(inspector, reach.shown_url):
-            if finding.level == "error":
-                worst = CRASHED
-            if as_json:
-                click.echo(as_line(finding._asdict()))
-            else:
+
+        async def render() -> None:
+            nonlocal worst
+            async for finding in findings(inspector, reach.shown_url):
+                if finding.level == "error":
+                    worst = CRASHED
                 cure = f"\n         -> {finding.cure}" if finding.cure else ""
-                click.echo(f"{finding.level:7}  {finding.about}: {finding.text}{cure}")
+                text = f"{finding.level:7}  {finding.about}: {finding.text}{cure}"
+                tell(finding._asdict(), text, as_json=as_json)
+
+        await repeat(render, watch, clear=not as_json)
     return worst
 
 

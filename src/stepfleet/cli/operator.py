@@ -21,7 +21,9 @@ from stepfleet.cli.doctor import doctor
 from stepfleet.cli.exits import run_program
 from stepfleet.cli.fleet_views import queues, workers
 from stepfleet.cli.k8s import k8s
+from stepfleet.cli.reach import json_option
 from stepfleet.cli.runs import runs
+from stepfleet.cli.showing import tell
 from stepfleet.cli.why import why
 from stepfleet.embedded.server import find_server_binary
 from stepfleet.errors import SettingsError
@@ -36,16 +38,20 @@ def commands() -> None:
 
 
 @commands.command("version", short_help="Show versions, for a bug report.")
-def show_version() -> None:
+@json_option
+def show_version(*, as_json: bool) -> None:
     """Show the versions of stepfleet and of what it runs on."""
     try:
         server = str(find_server_binary())
     except SettingsError:
         server = "none found"
-    click.echo(f"stepfleet {__version__}")
-    click.echo(f"Python    {platform.python_version()} ({platform.platform()})")
-    click.echo(f"redis-py  {version_of('redis')}")
-    click.echo(f"server    {server}")
+    row = {
+        "stepfleet": __version__,
+        "Python": f"{platform.python_version()} ({platform.platform()})",
+        "redis-py": version_of("redis"),
+        "server": server,
+    }
+    tell(row, "\n".join(f"{name:9} {text}" for name, text in row.items()), as_json=as_json)
 
 
 for command in (dev, check, runs, workers, queues, why, dead, doctor, acl, k8s):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from stepfleet.cli.exits import CRASHED, OK
 from stepfleet.cli.reach import (
     Reach,
     confirm,
@@ -16,7 +17,7 @@ from stepfleet.cli.reach import (
     watch_option,
     yes_option,
 )
-from stepfleet.cli.showing import Row, ago, as_line, moment, show
+from stepfleet.cli.showing import Row, ago, as_line, moment, show, tell
 from stepfleet.codec.shown import fields_of, type_of
 from stepfleet.errors import RunNotFound
 from stepfleet.handler import RunStatus
@@ -70,19 +71,23 @@ async def list_runs(
 @runs.command("show", short_help="Show one run.")
 @click.argument("run_id", metavar="RUN")
 @json_option
+@watch_option
 @reaches_fleet
-async def show_run(reach: Reach, *, run_id: str, as_json: bool) -> None:
+async def show_run(reach: Reach, *, run_id: str, as_json: bool, watch: float | None) -> None:
     """Show what is recorded of one run. `stepfleet why RUN` says what it waits for."""
     async with reach.client() as client:
-        status = await client.handler(run_id).status()
-    row = _details(status)
-    if as_json:
-        click.echo(as_line(row))
-        return
-    width = max(map(len, row))
-    for name, value in row.items():
-        if value is not None:
-            click.echo(f"{name.replace('_', ' '):{width}}  {value}")
+
+        async def render() -> None:
+            row = _details(await client.handler(run_id).status())
+            if as_json:
+                click.echo(as_line(row))
+                return
+            width = max(map(len, row))
+            for name, value in row.items():
+                if value is not None:
+                    click.echo(f"{name.replace('_', ' '):{width}}  {value}")
+
+        await repeat(render, watch, clear=not as_json)
 
 
 @runs.command("events", short_help="Print the public events of a run.")
@@ -114,49 +119,58 @@ async def show_events(
 @runs.command("cancel", short_help="Cancel a live run.")
 @click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
 @yes_option
+@json_option
 @reaches_fleet
-async def cancel(reach: Reach, *, run_ids: tuple[str, ...], yes: bool) -> None:
+async def cancel(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Cancel live runs; their pending work is kept, so that they can be resumed."""
     async with reach.client() as client:
         for run_id in run_ids:
             handler = client.handler(run_id)
             status = await handler.status()
             if status.ended is not None:
-                click.echo(f"{run_id}: has already ended ({status.status})")
+                row = {"run": run_id, "done": False, "status": status.status}
+                tell(row, f"{run_id}: has already ended ({status.status})", as_json=as_json)
                 continue
             confirm(f"Cancel {run_id}, a run of {status.workflow}?", yes=yes)
             await handler.cancel_run()
-            click.echo(f"{run_id}: {(await handler.status()).status}")
+            now = (await handler.status()).status
+            tell({"run": run_id, "done": True, "status": now}, f"{run_id}: {now}", as_json=as_json)
 
 
 @runs.command("resume", short_help="Go on from a cancelled or dead-lettered run.")
 @click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@json_option
 @reaches_fleet
-async def resume(reach: Reach, *, run_ids: tuple[str, ...]) -> None:
+async def resume(reach: Reach, *, run_ids: tuple[str, ...], as_json: bool) -> None:
     """Start new runs that go on from the work that cancelled or dead-lettered runs left."""
     async with reach.client() as client:
         for run_id in run_ids:
             handler = await client.resume(run_id)
-            click.echo(f"{run_id}: goes on as {handler.run_id}")
+            row = {"run": run_id, "goes_on_as": handler.run_id}
+            tell(row, f"{run_id}: goes on as {handler.run_id}", as_json=as_json)
 
 
 @runs.command("delete", short_help="Delete an ended run and its keys.")
 @click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
 @yes_option
+@json_option
 @reaches_fleet
-async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool) -> int:
+async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: bool) -> int:
     """Delete ended runs now, before their retention passes: result, events, store and parked work."""
-    code = 0
+    code = OK
     async with reach.inspector() as inspector:
         for run_id in run_ids:
             record = await _record(inspector, run_id)
             if record.ended_ms is None:
                 click.echo(f"{run_id}: is {record.status}: cancel it first", err=True)
-                code = 1
+                if as_json:
+                    click.echo(as_line({"run": run_id, "done": False, "status": record.status}))
+                code = CRASHED
                 continue
             confirm(f"Delete {run_id}, a run of {record.workflow} ({record.status})?", yes=yes)
             await inspector.delete(run_id)
-            click.echo(f"{run_id}: deleted")
+            row = {"run": run_id, "done": True, "status": record.status}
+            tell(row, f"{run_id}: deleted", as_json=as_json)
     return code
 
 

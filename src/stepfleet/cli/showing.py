@@ -26,6 +26,11 @@ def show(rows: Sequence[Row], *, as_json: bool, empty: str) -> None:
         click.echo(empty, err=not sys.stdout.isatty())
 
 
+def tell(row: Row, text: str, *, as_json: bool) -> None:
+    """Print what became of one thing: as a line of JSON, or in words."""
+    click.echo(as_line(row) if as_json else text)
+
+
 def as_line(row: Row) -> str:
     """Return one row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False, default=str)

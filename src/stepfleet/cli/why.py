@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import click
 
 from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
-from stepfleet.cli.showing import ago, as_line
+from stepfleet.cli.showing import ago, tell
 from stepfleet.errors import DecodeError, RunNotFound
 from stepfleet.storage.inspector import Inspector, WorkerRow
 from stepfleet.storage.reader import Definition, RunRecord
@@ -46,7 +46,7 @@ async def why(reach: Reach, *, run_id: str, as_json: bool, watch: float | None) 
 
         async def render() -> None:
             async for sentence in reasons(inspector, run_id):
-                click.echo(as_line(sentence._asdict()) if as_json else sentence.text)
+                tell(sentence._asdict(), sentence.text, as_json=as_json)
 
         await repeat(render, watch, clear=not as_json)
 

@@ -25,7 +25,7 @@ from stepfleet.cli.target import load_targets
 from stepfleet.connect import fleet_of, resolve_url
 from stepfleet.core.plan import Plan
 from stepfleet.embedded.server import embedded_server
-from stepfleet.errors import SettingsError
+from stepfleet.errors import SettingsError, WorkflowValidationError
 from stepfleet.instrumentation import configure_logging
 from stepfleet.planning import make_plan
 from stepfleet.settings import Settings, mask_url
@@ -182,8 +182,11 @@ def _workflows(
             "no TARGET is given. Say module:object, such as app.flows:OrderFlow, or list them in "
             "pyproject.toml under [tool.stepfleet.workflows]"
         )
-    for workflow in workflows.values():
-        workflow.require_valid()
+    for name, workflow in workflows.items():
+        try:
+            workflow.require_valid()
+        except WorkflowValidationError as error:
+            raise WorkflowValidationError(f"workflow {name}: {error}") from error
     return workflows
 
 

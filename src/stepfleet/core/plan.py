@@ -136,7 +136,10 @@ def routes_of(plan: Plan, event: Event, step: str | None) -> tuple[Route, ...]:
     if step in plan.would_collect(type(event)):
         return (plan.system,)  # where such a send ends the run: it cannot join a list
     if not targeted:
-        raise WorkflowRuntimeError(f"Step {step} does not accept event of type {type(event)}")
+        accepted = ", ".join(sorted({route.type for route in plan.routes if route.step == step}))
+        raise WorkflowRuntimeError(
+            f"Step {step} does not accept event of type {type(event)}; it accepts {accepted}"
+        )
     return targeted
 
 
