@@ -82,3 +82,29 @@ async def test_workers_that_are_told_to_leave_one_by_one_execute_nothing_twice(
         assert len(executions) == len(set(executions)) == len(runs) * 101
         assert len(fleet.live) == 3
         assert len(fleet.workers) == 3 + 3 * rounds
+
+
+@pytest.mark.timeout(120)
+async def test_what_was_lost_twice_is_taken_over_one_by_one_and_not_one_by_sweep(
+    tmp_path: Path,
+) -> None:
+    """Whoever was lost with two workers runs alone, but does not wait for the next sweep."""
+    count = 10
+    with TestFleet(tmp_path, sweep="5s") as fleet:
+        (worker,) = fleet.start()
+        assert worker.leave() == 0
+        async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
+            handlers = await client.start_many(Sleep, [{"seconds": 0.0}] * count)
+            with fleet.redis() as redis:
+                (stream,) = redis.keys("*:s:Sleep:Busy:sleep")
+                dead = "vm:1:dead"
+                ((_, rows),) = redis.xreadgroup("workers", dead, {stream: ">"})
+                entries = [entry for entry, _ in rows]
+                redis.xclaim(stream, "workers", dead, 0, entries, retrycount=2, justid=True)
+                redis.zadd(stream.partition(b":s:")[0] + b":leases", {dead: 1})
+            began = asyncio.get_running_loop().time()
+            await asyncio.to_thread(fleet.start)
+            await asyncio.gather(*handlers)
+            took = asyncio.get_running_loop().time() - began
+        assert len(entries) == count
+        assert took < 5.0 * count / 2

@@ -136,6 +136,7 @@ class Processor:
         locks: dict[str, str],
         runtime: Runtime | None,
         observer: Observer | None = None,
+        suspect_left: Callable[[], None],
     ) -> None:
         self._fleet = fleet
         self._clock = fleet.clock
@@ -148,6 +149,8 @@ class Processor:
         self._locks = locks
         self._runtime = runtime
         self._observer = observer
+        #: Told when a suspect is done: the next one may be taken over.
+        self._suspect_left = suspect_left
         self._tracing = fleet.tracer()
         self._served: dict[str, Served] = {}
         self._held: dict[tuple[Route, str], Held] = {}
@@ -271,6 +274,8 @@ class Processor:
         if self._held.get(key) is held:
             del self._held[key]
         self._lent -= held.lent
+        if held.delivery.deliveries >= SUSPECT:
+            self._suspect_left()
         self._give_place(held)
         self._tell_of_capacity()
         if not self._held:

@@ -134,6 +134,7 @@ class Worker:
             locks=self._heartbeat.locks,
             runtime=self._runtime,
             observer=self._observer,
+            suspect_left=self._sweep_now.set,
         )
         for plan, instance in self._workflows.values():
             self._processor.serve(plan, instance)
