@@ -16,7 +16,7 @@ from stepfleet.errors import (
     StoreRefused,
     WorkflowError,
 )
-from stepfleet.storage.reader import Announcement, Ended, RunReader
+from stepfleet.storage.reader import Announcement, Ended, RunReader, damage
 from stepfleet.storage.watcher import RECHECK
 
 logger = logging.getLogger("stepfleet.client")
@@ -170,6 +170,9 @@ class Awaited:
                     await self._look_at([ending])
             elif isinstance(error, DecodeError):
                 self._settle(some[0], error)
+            elif "WRONGTYPE" in str(error):
+                reason = f"the record of run {some[0].run_id} is damaged: {damage(some[0].run_id)}"
+                self._settle(some[0], DecodeError(reason))
             else:
                 logger.debug("run_id=%s: its record cannot be read: %s", some[0].run_id, error)
             return

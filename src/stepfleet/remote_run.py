@@ -34,7 +34,14 @@ from stepfleet.snapshots import dictionary_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.cutting import checkpoint_of
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import Ended, HistoryEntry, PublicRow, RunReader, public_row
+from stepfleet.storage.reader import (
+    Ended,
+    HistoryEntry,
+    PublicRow,
+    RunReader,
+    damage,
+    public_row,
+)
 from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
@@ -625,6 +632,10 @@ class RemoteRun:
     def _settled(self, answer: Answer) -> None:
         if answer.word == "unknown-run":
             raise not_found(self.run_id)
+        if answer.word == "broken":
+            raise WorkflowRuntimeError(
+                f"a key of run {self.run_id} is damaged: {damage(self.run_id)}"
+            )
         if answer.word != "applied":
             raise WorkflowRuntimeError(
                 f"run {self.run_id} answers {answer.word} {answer.detail}".rstrip()

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
-from stepfleet.errors import StoreError, WorkflowRuntimeError
+from stepfleet.errors import DecodeError, StoreError, WorkflowError, WorkflowRuntimeError
+from stepfleet.events import HumanResponseEvent
+from stepfleet.storage.inspector import Inspector
 from tests.conformance.conftest import FLEETS, place_url
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
 
 class Go(Event):
+    pass
+
+
+class Done(Event):
     pass
 
 
@@ -57,7 +64,9 @@ async def test_a_key_of_a_wrong_type_ends_in_its_own_run(
             break
     await place.call("DEL", place.keys.open("bad"))
     await place.call("SET", place.keys.open("bad"), "no hash any more")
-    with pytest.raises(WorkflowRuntimeError, match="a key of run bad has a wrong type"):
+    with pytest.raises(
+        WorkflowRuntimeError, match="a key of run bad is damaged: `stepfleet doctor`"
+    ):
         await damaged.ctx.store.set("go", value=True)
     Held.go_on.set()
 
@@ -82,6 +91,8 @@ async def test_a_record_that_is_no_hash_is_an_error_for_who_asks_for_that_run(
     await place.call("SET", place.keys.run("odd"), "x")
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await place.client.handler("odd").status()
+    with pytest.raises(DecodeError, match="the record of run odd is damaged"):
+        await place.client.handler("odd", workflow=Add)
     assert await (await place.client.start(Add, n=1)) == 2
 
 
@@ -107,3 +118,109 @@ async def test_a_lost_group_is_made_again(place: Place) -> None:
     stream = place.keys.stream("Add", "StartEvent", "add")
     await place.call("DEL", stream)
     assert await (await place.client.start(Add, n=2)) == 3
+
+
+# -- every key of a run, each in two ways --------------------------------------------------------------
+
+
+class Item(Event):
+    n: int
+
+
+class Rich(Workflow, types=[Go]):
+    """Stands still with a wait and its timer, a buffer, held items, public events and a store."""
+
+    go_on: asyncio.Event
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> Item | None:
+        await ctx.store.set("kept", 1)
+        ctx.write_event_to_stream(Go())
+        for n in range(3):
+            ctx.send_event(Item(n=n))
+
+    @step(num_workers=1)
+    async def work(self, ctx: Context, ev: Item) -> Done:
+        if ev.n:
+            await Rich.go_on.wait()
+            await ctx.store.set("kept", ev.n)
+        return Done()
+
+    @step
+    async def join(self, ctx: Context, ev: Done) -> StopEvent | None:
+        return StopEvent() if ctx.collect_events(ev, [Done] * 3) else None
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        await ctx.wait_for_event(HumanResponseEvent, timeout=600)
+        return StopEvent()
+
+
+PARTS = ("", ":open", ":hold", ":buf", ":wait", ":store", ":events", ":keys", "timers")
+#: No msgpack, no UTF-8 and no number.
+GARBAGE = b"\x93\x01\xc1"
+
+
+async def spoil(place: Place, part: str, how: str) -> list[str]:
+    """Makes keys of the run `bad` be of another type, or hold garbage; returns their names."""
+    if part == "timers":
+        names = [place.keys.timer_data]
+    else:
+        own = place.keys.run("bad") + part
+        names = [own] if not part else [n for n in await place.run_keys() if n.startswith(own)]
+    for name in names:
+        kind = (await place.call("TYPE", name)).decode()
+        if how == "type" and part != "timers":
+            await place.call("DEL", name)
+            await place.call("SET", name, "x")
+        elif kind == "hash":
+            for field in await place.call("HKEYS", name):
+                await place.call("HSET", name, field, GARBAGE)
+        elif kind == "list":
+            for index in range(await place.call("LLEN", name)):
+                await place.call("LSET", name, index, GARBAGE)
+        elif kind == "stream":
+            await place.call("XADD", name, "*", "x", GARBAGE)
+        elif kind == "set":
+            await place.call("SADD", name, GARBAGE)
+    return names
+
+
+@pytest.mark.parametrize("how", ["type", "content"])
+@pytest.mark.parametrize("part", PARTS)
+async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_removed(
+    place: Place, caplog: pytest.LogCaptureFixture, part: str, how: str
+) -> None:
+    Rich.go_on = asyncio.Event()
+    await place.serve(Rich)
+    await place.serve(Add)
+    bad = await place.client.start(Rich, run_id="bad")
+
+    async def stands_still() -> bool:
+        keys = " ".join(await place.run_keys())
+        return all(word in keys for word in (":wait", ":buf", ":hold:work", ":store", ":events"))
+
+    await eventually(stands_still, 10.0)
+    spoiled = await spoil(place, part, how)
+    assert spoiled
+    Rich.go_on.set()
+    with suppress(WorkflowError, ValueError):
+        await bad.send_event(HumanResponseEvent(word="yes"))
+    for n in range(20):
+        assert await (await place.client.start(Add, n=n)) == n + 1
+
+    inspector = Inspector(place.client.connection().reader.link, place.keys)
+    listed = {run_id: record async for run_id, record in inspector.runs()}
+    if how == "type" and part not in ("timers", ":keys"):
+        gone = [name for name in spoiled if await place.call("EXISTS", name) == 0]
+        assert gone or (await inspector.damaged()).keys() == {"bad"}
+    assert len(listed) >= 20
+    await inspector.delete_damaged("bad")
+    assert [name for name in await place.run_keys() if ":run:bad" in name] == []
+    assert await (await place.client.start(Add, n=1)) == 2
+    assert all(not task.done() for _, task in place.workers)
+    strange = [one for one in caplog.records if one.levelno >= logging.CRITICAL]
+    strange += [one for one in caplog.records if "never retrieved" in one.getMessage()]
+    assert strange == []
+    # what can never succeed is not tried for ever
+    assert "redis refuses to write" not in caplog.text

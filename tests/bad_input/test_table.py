@@ -167,6 +167,10 @@ TABLE: Final[dict[str, list[str]]] = {
         _HERE + "test_corrupt_runs.py::"
         "test_entries_that_are_no_deliveries_are_taken_out_and_the_next_is_run",
         _HERE + "test_corrupt_runs.py::test_a_lost_group_is_made_again",
+        _HERE
+        + "test_corrupt_runs.py::"
+        + "test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_removed",
+        "tests/process/test_doctor.py::test_an_illness_is_found_with_its_cure",
         "tests/process/test_operator.py::"
         "test_the_doctor_finds_an_orphan_a_wrong_type_and_a_step_that_nobody_serves",
     ],

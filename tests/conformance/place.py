@@ -116,6 +116,11 @@ class Place:
         """Sends one command, with all rights."""
         return await self._admin.call(*command)
 
+    @property
+    def workers(self) -> list[tuple[Worker, asyncio.Task[int]]]:
+        """The workers that were started, each with its task."""
+        return self._workers
+
     async def run_keys(self) -> list[str]:
         """Returns every key of a run."""
         names = await self.call("KEYS", f"{self.keys.tag}:run:*")

@@ -21,7 +21,7 @@ from stepfleet import (
     step,
 )
 from stepfleet.embedded.memory import MemoryRuntime, memory_fleet
-from stepfleet.storage.keys import SYSTEM, Keys
+from stepfleet.storage.keys import SYSTEM, Keys, run_of
 from tests.docs.pages import ROOT
 from tests.support.wait import eventually
 
@@ -64,6 +64,15 @@ def test_the_page_lists_every_key_that_the_code_names_and_no_other() -> None:
     listed = [row.key for row in table()]
 
     assert sorted(listed) == sorted(keys_of_the_code())
+
+
+def test_a_key_of_a_run_has_the_type_that_the_page_says() -> None:
+    of_runs = [row for row in table() if row.key.startswith("T:run:")]
+
+    assert len(of_runs) > 20
+    assert {row.key: run_of(row.key) for row in of_runs} == {
+        row.key: ("<run_id>", row.type) for row in of_runs
+    }
 
 
 def test_every_key_has_a_type_an_owner_and_an_end() -> None:

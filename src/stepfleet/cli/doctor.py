@@ -26,6 +26,17 @@ OLD_MS: Final = 60_000
 NAMED: Final = 5
 
 
+#: What is said of a server -> what to do.
+_CURES: Final = {
+    "too old": "upgrade it: workers refuse to start on it",
+    "cluster": "use a server with cluster-enabled no: workers refuse to start on this one",
+    "replica": "use the URL of its primary: workers refuse to start on this one",
+    "could not be checked": "let this user call INFO, or look at the server's configuration",
+    "maxmemory-policy": "CONFIG SET maxmemory-policy noeviction, and the same in its configuration file",
+    "appendonly": "appendonly yes, appendfsync everysec",
+}
+
+
 class Finding(NamedTuple):
     """Something that was looked at."""
 
@@ -78,12 +89,16 @@ async def _server(inspector: Inspector, shown_url: str) -> AsyncGenerator[Findin
     try:
         server = await look(inspector.link, url=shown_url)
     except IncompatibleServer as error:
-        yield Finding("error", "server", str(error), "workers refuse to start on it")
+        yield Finding("error", "server", str(error), _cure(str(error)))
         return
     yield Finding("ok", "server", f"{server.product} at {shown_url}")
     for warning in server.warnings:
-        cure = "appendonly yes, appendfsync everysec" if "appendonly" in warning else ""
-        yield Finding("warning", "server", warning, cure)
+        if "clock" not in warning:  # looked at below, more closely
+            yield Finding("warning", "server", warning, _cure(warning))
+
+
+def _cure(text: str) -> str:
+    return next((cure for word, cure in _CURES.items() if word in text), "")
 
 
 async def _memory(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
@@ -215,6 +230,14 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
 
 async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
     orphans, wrong = await inspector.orphans(), await inspector.wrong_types()
+    damaged = await inspector.damaged()
+    for run_id, reason in list(damaged.items())[:NAMED]:
+        yield Finding(
+            "error",
+            "keys",
+            f"run {run_id} is damaged: {reason}",
+            f"`stepfleet runs delete {run_id}` removes it; find out what else writes under this namespace",
+        )
     if orphans:
         names = ", ".join(orphan.key for orphan in orphans[:NAMED])
         more = f" and {len(orphans) - NAMED} more" if len(orphans) > NAMED else ""
@@ -231,8 +254,8 @@ async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
             f"these should be streams: {', '.join(wrong[:NAMED])}",
             "something else writes under this namespace: give it another one",
         )
-    if not orphans and not wrong:
-        yield Finding("ok", "keys", "no orphans")
+    if not orphans and not wrong and not damaged:
+        yield Finding("ok", "keys", "no orphans, nothing damaged")
 
 
 async def _info(inspector: Inspector, section: str) -> dict[str, str]:

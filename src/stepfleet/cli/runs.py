@@ -21,7 +21,7 @@ from stepfleet.cli.showing import Row, ago, as_line, moment, show, tell
 from stepfleet.codec.shown import fields_of, type_of
 from stepfleet.errors import RunNotFound
 from stepfleet.handler import RunStatus
-from stepfleet.storage.inspector import Inspector
+from stepfleet.storage.inspector import DAMAGED, Inspector
 from stepfleet.storage.reader import RunRecord
 
 #: How a run can stand.
@@ -161,6 +161,12 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
     async with reach.inspector() as inspector:
         for run_id in run_ids:
             record = await _record(inspector, run_id)
+            if record is DAMAGED:
+                confirm(f"Delete {run_id}, which is damaged?", yes=yes)
+                await inspector.delete_damaged(run_id)
+                row = {"run": run_id, "done": True, "status": record.status}
+                tell(row, f"{run_id}: deleted", as_json=as_json)
+                continue
             if record.ended_ms is None:
                 click.echo(f"{run_id}: is {record.status}: cancel it first", err=True)
                 if as_json:
@@ -175,7 +181,7 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
 
 
 async def _record(inspector: Inspector, run_id: str) -> RunRecord:
-    (record,) = await inspector.reader.runs([run_id])
+    record = await inspector.record(run_id)
     if record is None:
         raise RunNotFound(
             f"no run {run_id!r} is recorded in namespace {inspector.keys.namespace}: it was never "
@@ -191,7 +197,7 @@ def _row(run_id: str, record: RunRecord, now_ms: int) -> Row:
         "workflow": record.workflow,
         "status": record.status,
         "started": moment(record.started_ms),
-        "took": ago(max(0, end - record.started_ms)),
+        "took": ago(max(0, end - record.started_ms)) if record.started_ms else None,
         "failed_step": record.step,
     }
 

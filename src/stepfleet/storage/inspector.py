@@ -12,7 +12,7 @@ import msgpack
 
 from stepfleet.core.commit import Route
 from stepfleet.errors import DecodeError, StoreRefused
-from stepfleet.storage.keys import GROUP, SYSTEM, Keys
+from stepfleet.storage.keys import GROUP, SYSTEM, Keys, run_of
 from stepfleet.storage.link import Arg, Link
 from stepfleet.storage.reader import RunReader, RunRecord
 from stepfleet.storage.scripts import script
@@ -20,6 +20,8 @@ from stepfleet.wire import Expiry, Promotion, decode_timer
 
 #: Runs, keys or dead letters per call.
 PAGE: Final = 500
+#: Stands for a record that cannot be read.
+DAMAGED: Final = RunRecord("damaged", "", 0, None, 0, "", None, None, None, False, None, None, None)
 
 
 class Queue(NamedTuple):
@@ -105,13 +107,35 @@ class Inspector:
             while True:
                 found = await self.link.call(*command, at, at + PAGE - 1)
                 run_ids = [run_id.decode() for run_id in found]
-                records = await self.reader.runs(run_ids) if run_ids else []
+                records = await self._records(run_ids)
                 for run_id, record in zip(run_ids, records, strict=True):
                     if record is not None:
                         yield run_id, record
                 if len(run_ids) < PAGE:
                     break
                 at += PAGE
+
+    async def record(self, run_id: str) -> RunRecord | None:
+        """Return the record of a run, `DAMAGED` when it cannot be read, None when it is not there."""
+        return (await self._records([run_id]))[0]
+
+    async def _records(self, run_ids: Sequence[str]) -> list[RunRecord | None]:
+        try:
+            return await self.reader.runs(run_ids)
+        except (DecodeError, StoreRefused) as error:
+            if isinstance(error, StoreRefused) and "WRONGTYPE" not in str(error):
+                raise
+        # One that cannot be read does not keep the others from being shown.
+        if len(run_ids) == 1:
+            return [DAMAGED]
+        return [(await self._records([run_id]))[0] for run_id in run_ids]
+
+    async def delete_damaged(self, run_id: str) -> None:
+        """Delete whatever there is of a run, live or not; what its workers still do of it is dropped."""
+        await self.link.call("ZREM", self.keys.live, run_id)
+        await self.link.call("ZREM", self.keys.ended, run_id)
+        names = [name async for name in self.scan(f"{_literal(self.keys.run(run_id))}:*")]
+        await self.link.call("UNLINK", self.keys.run(run_id), *names)
 
     async def delete(self, run_id: str) -> bool:
         """Delete an ended run with all of its keys; return False when it is live or not there.
@@ -314,6 +338,19 @@ class Inspector:
         names = [name async for name in self.scan(f"{self.keys.tag}:s:*")]
         types = await self.link.calls([("TYPE", name) for name in names])
         return [name for name, kind in zip(names, types, strict=True) if kind != b"stream"]
+
+    async def damaged(self) -> dict[str, str]:
+        """Return runs of which a key is of a wrong type, or of which the record cannot be read: why."""
+        names = [name async for name in self.scan(f"{self.keys.tag}:run:*")]
+        types = await self.link.calls([("TYPE", name) for name in names])
+        found: dict[str, str] = {}
+        for name, kind in zip(names, types, strict=True):
+            run_id, expected = run_of(name)
+            if kind.decode() not in (expected, "none"):
+                found[run_id] = f"{name} is a {kind.decode()}"
+            elif name == self.keys.run(run_id) and await self.record(run_id) is DAMAGED:
+                found.setdefault(run_id, f"{name} cannot be read")
+        return found
 
     # -- the server --------------------------------------------------------------------------------
 

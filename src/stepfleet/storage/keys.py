@@ -15,6 +15,17 @@ GROUP: Final = "workers"
 #: The step-stream "event type" under which a workflow's workers receive what is decided in Python.
 SYSTEM: Final = "__sys"
 
+#: What follows a run's id in the names of its keys -> their type. `buf` and `scope` have lists below them.
+TYPES_OF_RUNS: Final = {
+    "": "hash",
+    **dict.fromkeys(("open", "buf", "scope", "wait", "sent", "store", "parked"), "hash"),
+    **dict.fromkeys(("hold", "pair", "batch", "inbox", "stage", "checkpoints"), "list"),
+    **dict.fromkeys(("events", "history"), "stream"),
+    **dict.fromkeys(("children", "keys"), "set"),
+    "lock": "string",
+    "ops": "zset",
+}
+
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -22,6 +33,15 @@ _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 def escape(name: str) -> str:
     """Return `name` with every character outside `[A-Za-z0-9_.-]` written as `.xHH.`."""
     return _UNSAFE.sub(lambda match: f".x{ord(match[0]):x}.", name)
+
+
+def run_of(name: str) -> tuple[str, str | None]:
+    """Return the run that a key is of, and the type that it has to have: None for a strange one."""
+    run_id, _, rest = name.partition(":run:")[2].partition(":")
+    kind, *parts = rest.split(":")
+    if (kind == "scope" and len(parts) > 1) or (kind == "buf" and parts[-1:] == ["events"]):
+        return run_id, "list"
+    return run_id, TYPES_OF_RUNS.get(kind)
 
 
 class Keys:

@@ -148,6 +148,7 @@ class RunReader:
         Raises:
             ConnectionLost: Redis is away.
             StoreRefused: a record is no hash.
+            DecodeError: what stands in a record is none.
         """
         fields = (
             "status",
@@ -167,7 +168,7 @@ class RunReader:
         replies = await self.link.calls(
             [("HMGET", self.keys.run(run_id), *fields) for run_id in run_ids]
         )
-        return [_run_record(reply) for reply in replies]
+        return [_run_record(run_id, reply) for run_id, reply in zip(run_ids, replies, strict=True)]
 
     async def cut(self, run_id: str) -> Cut:
         """Return everything that is recorded of a run at one moment; what waits in lists is only counted."""
@@ -425,9 +426,23 @@ def _gathered(element: bytes) -> tuple[str, bytes]:
     return label.partition(b":")[0].decode(), record
 
 
-def _run_record(reply: Any) -> RunRecord | None:
+def _run_record(run_id: str, reply: Any) -> RunRecord | None:
     if isinstance(reply, StoreRefused):
         raise reply
+    try:
+        return _record_of(reply)
+    except ValueError as error:
+        raise DecodeError(f"the record of run {run_id} is damaged: {damage(run_id)}") from error
+
+
+def damage(run_id: str) -> str:
+    """Return the cure of a run whose keys were damaged."""
+    return (
+        f"`stepfleet doctor` names what is wrong, `stepfleet runs delete {run_id}` removes the run"
+    )
+
+
+def _record_of(reply: Sequence[Any]) -> RunRecord | None:
     status, workflow, started, ended_at, seq, deadline, entry, error, step, *others = reply
     if status is None:
         return None

@@ -24,6 +24,7 @@ from stepfleet.core.commit import (
 from stepfleet.errors import ConnectionLost, DecodeError, StaleExecution, WorkflowRuntimeError
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
+from stepfleet.storage.reader import damage
 from stepfleet.store import Edit, lost_lock
 from stepfleet.store import Stored as StoredValue
 
@@ -192,8 +193,8 @@ class RedisPort:
             )
         if answer.word == "broken":
             raise WorkflowRuntimeError(
-                f"the store of run {self._run_id} is not written: a key of run {self._run_id} has "
-                "a wrong type. `stepfleet doctor` names it, `stepfleet runs delete` removes the run"
+                f"the store of run {self._run_id} is not written: a key of run {self._run_id} is "
+                f"damaged: {damage(self._run_id)}"
             )
         if answer.word != "applied":
             raise WorkflowRuntimeError(

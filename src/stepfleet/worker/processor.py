@@ -567,7 +567,7 @@ class Processor:
         if answer.word == "gone":
             text = "settled elsewhere, this result is dropped"
         elif answer.word == "broken":
-            level, text = logging.ERROR, "a key of the run has a wrong type"
+            level, text = logging.ERROR, "a key of the run has a wrong type or content"
         elif answer.word == "applied" and isinstance(outcome, Failed):
             text, error = f"the step failed, {_consequence(words)}", outcome.error
         elif answer.word == "applied" and isinstance(outcome, Lost):

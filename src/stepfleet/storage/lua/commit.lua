@@ -100,7 +100,10 @@ local function answer_to(i, stop)
   local ok, answer = pcall(apply, i, stop)
   if ok then return answer end
   local text = error_text(answer)
-  if string.find(text, 'WRONGTYPE', 1, true) then return 'broken' end
+  -- A key of another type, a number that is none, a stranger's entry: asking again would find the same.
+  for _, sign in ipairs({ 'WRONGTYPE', 'attempt to', 'equal or smaller' }) do
+    if string.find(text, sign, 1, true) then return 'broken' end
+  end
   -- A stream without its group was lost or removed: nothing in it is anybody's.
   if string.find(text, 'NOGROUP', 1, true) then return 'gone' end
   halted[A[i + 4]] = 'refused ' .. text
