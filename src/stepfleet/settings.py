@@ -35,6 +35,8 @@ ENV_PREFIX: Final = "STEPFLEET_"
 
 _SCHEMES: Final = ("redis", "rediss", "unix", "memory")
 
+#: Seconds.
+_HOUR: Final = 3600
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
 
@@ -105,6 +107,17 @@ _Duration = Annotated[timedelta, BeforeValidator(_duration)]
 _RedisUrl = Annotated[SecretStr, AfterValidator(_valid_secret_url)]
 
 
+def _between(default: Any, low: Any, high: Any, description: str) -> Any:
+    """Return a field for a value from `low` to `high`."""
+    return Field(default=default, ge=low, le=high, description=description)
+
+
+def _time(default: float, low: float, high: float, description: str) -> Any:
+    """Return a field for a duration; all in seconds."""
+    spans = (timedelta(seconds=seconds) for seconds in (default, low, high))
+    return _between(*spans, description)
+
+
 #: Settings that are tables, and of what.
 _TABLES: Final = {
     "workflows": "a table of `module:object`",
@@ -140,118 +153,81 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Separates fleets that share a server: the first part of every key.",
     )
-    partitions: int = Field(
-        default=1,
-        ge=1,
-        le=256,
-        description="Key groups that runs are spread over; the same for the whole fleet.",
+    partitions: int = _between(
+        1, 1, 256, "Key groups that runs are spread over; the same for the whole fleet."
     )
-    lease: _Duration = Field(
-        default=timedelta(seconds=15),
-        ge=timedelta(seconds=1),
-        le=timedelta(hours=1),
-        description="A worker that is silent for this long has lost its deliveries to the others.",
+    lease: _Duration = _time(
+        15, 1, _HOUR, "A worker that is silent for this long has lost its deliveries to the others."
     )
-    sweep: _Duration = Field(
-        default=timedelta(seconds=5),
-        ge=timedelta(seconds=0.1),
-        le=timedelta(hours=1),
-        description="How often a worker looks for lost deliveries, due timers and expired keys.",
+    sweep: _Duration = _time(
+        5, 0.1, _HOUR, "How often a worker looks for lost deliveries, due timers and expired keys."
     )
-    max_deliveries: int = Field(
-        default=3,
-        ge=1,
-        le=1_000_000,
-        description="A delivery that was lost this often with its worker becomes a dead letter.",
+    max_deliveries: int = _between(
+        3,
+        1,
+        1_000_000,
+        "A delivery that was lost this often with its worker becomes a dead letter.",
     )
-    retention: _Duration = Field(
-        default=timedelta(hours=24),
-        ge=timedelta(seconds=1),
-        le=timedelta(days=365),
-        description="How long a run can be read after its end.",
+    retention: _Duration = _time(
+        24 * _HOUR, 1, 365 * 24 * _HOUR, "How long a run can be read after its end."
     )
-    concurrency: int = Field(
-        default=100, ge=1, le=10_000, description="Steps that one worker process runs at once."
+    concurrency: int = _between(100, 1, 10_000, "Steps that one worker process runs at once.")
+    threads: int = _between(
+        16, 1, 1_000, "Threads of one worker process for steps that are not async."
     )
-    threads: int = Field(
-        default=16,
-        ge=1,
-        le=1_000,
-        description="Threads of one worker process for steps that are not async.",
+    drain_timeout: _Duration = _time(
+        30, 0, 24 * _HOUR, "How long a worker that was told to stop lets its steps finish."
     )
-    drain_timeout: _Duration = Field(
-        default=timedelta(seconds=30),
-        ge=timedelta(0),
-        le=timedelta(hours=24),
-        description="How long a worker that was told to stop lets its steps finish.",
+    event_limit: ByteSize = _between(
+        ByteSize(1024 * 1024),
+        1024,
+        64 * 1024 * 1024,
+        "The largest encoded event, result or store value.",
     )
-    event_limit: ByteSize = Field(
-        default=ByteSize(1024 * 1024),
-        ge=1024,
-        le=64 * 1024 * 1024,
-        description="The largest encoded event, result or store value.",
-    )
-    depth_limit: int = Field(
-        default=64, ge=4, le=256, description="Levels of nesting inside one event or value."
-    )
-    stream_limit: int = Field(
-        default=10_000,
-        ge=1,
-        le=1_000_000,
-        description="Public events kept per run; older ones are trimmed.",
+    depth_limit: int = _between(64, 4, 256, "Levels of nesting inside one event or value.")
+    stream_limit: int = _between(
+        10_000, 1, 1_000_000, "Public events kept per run; older ones are trimmed."
     )
     history: Annotated[Literal["off", "on"], BeforeValidator(_lower)] = Field(
         default="off",
         description="Runs keep a row about each commit: for internal events and drawings of what "
         "they did.",
     )
-    pending_runs_limit: int = Field(
-        default=1_000_000,
-        ge=1,
-        le=100_000_000,
-        description="Runs that may be live at once; a client that starts one more gets `Overloaded`.",
+    pending_runs_limit: int = _between(
+        1_000_000,
+        1,
+        100_000_000,
+        "Runs that may be live at once; a client that starts one more gets `Overloaded`.",
     )
-    fan_out_limit: int = Field(
-        default=100_000,
-        ge=1,
-        le=10_000_000,
-        description="Events that one execution of a step may send and return.",
+    fan_out_limit: int = _between(
+        100_000, 1, 10_000_000, "Events that one execution of a step may send and return."
     )
-    collect_limit: int = Field(
-        default=10_000,
-        ge=1,
-        le=1_000_000,
-        description="Events that one `collect_events` may wait for.",
+    collect_limit: int = _between(
+        10_000, 1, 1_000_000, "Events that one `collect_events` may wait for."
     )
-    waiters_limit: int = Field(
-        default=1_000,
-        ge=1,
-        le=1_000_000,
-        description="Steps of one run that may wait for events at once; one more fails.",
+    waiters_limit: int = _between(
+        1_000, 1, 1_000_000, "Steps of one run that may wait for events at once; one more fails."
     )
-    deliveries_limit: int = Field(
-        default=1_000_000,
-        ge=1,
-        le=1_000_000_000,
-        description="Deliveries that one run may have in all; a step that adds one more fails its run.",
+    deliveries_limit: int = _between(
+        1_000_000,
+        1,
+        1_000_000_000,
+        "Deliveries that one run may have in all; a step that adds one more fails its run.",
     )
-    inbox_limit: int = Field(
-        default=100,
-        ge=1,
-        le=10_000,
-        description="Events kept per run that nobody waits for yet; the oldest is dropped first.",
+    inbox_limit: int = _between(
+        100,
+        1,
+        10_000,
+        "Events kept per run that nobody waits for yet; the oldest is dropped first.",
     )
-    connect_timeout: _Duration = Field(
-        default=timedelta(seconds=10),
-        ge=timedelta(seconds=0.1),
-        le=timedelta(hours=1),
-        description="How long to try to reach Redis at the start.",
+    connect_timeout: _Duration = _time(
+        10, 0.1, _HOUR, "How long to try to reach Redis at the start."
     )
-    metrics_port: int = Field(
-        default=0,
-        ge=0,
-        le=65_535,
-        description="Where a worker serves `/metrics`, `/healthz` and `/readyz` over HTTP; 0: nowhere.",
+    metrics_port: int = _between(
+        0,
+        0,
+        65_535,
+        "Where a worker serves `/metrics`, `/healthz` and `/readyz` over HTTP; 0: nowhere.",
     )
     metrics_address: str = Field(
         default="127.0.0.1",
