@@ -114,8 +114,9 @@ def _between(default: Any, low: Any, high: Any, description: str) -> Any:
 
 def _time(default: float, low: float, high: float, description: str) -> Any:
     """Return a field for a duration; all in seconds."""
-    spans = (timedelta(seconds=seconds) for seconds in (default, low, high))
-    return _between(*spans, description)
+    return _between(
+        timedelta(seconds=default), timedelta(seconds=low), timedelta(seconds=high), description
+    )
 
 
 #: Settings that are tables, and of what.

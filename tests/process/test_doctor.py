@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -35,10 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture
 def raw(server: RedisServer) -> Iterator[Raw]:
     with redis.Redis(port=server.port) as raw:
-        before = {
-            name: raw.config_get(name)[name]
-            for name in ("appendonly", "maxmemory", "maxmemory-policy")
-        }  # type: ignore[index]
+        names = ("appendonly", "maxmemory", "maxmemory-policy")
+        before = {name: cast(Any, raw).config_get(name)[name] for name in names}
         yield raw
         for name, value in before.items():
             raw.config_set(name, value)
