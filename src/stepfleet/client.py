@@ -151,14 +151,27 @@ class Client:
         recording: list[asyncio.Future[Answer]] = []
         failures: list[Exception] = []
         for start, event, name in zip(chosen, events, ids, strict=True):
+            span = connected.span(target, event, name)
             try:
-                commit = connected.starting(target, definition, event, start.fields, name)
+                commit = connected.starting(
+                    target,
+                    definition,
+                    event,
+                    start.fields,
+                    name,
+                    headers=None if span is None else span.headers(),
+                )
             except Exception as error:  # noqa: BLE001 - raised when the others are recorded
                 failures.append(error)
+                if span is not None:
+                    span.failed(error)
                 continue
             run = connected.run(name, target, is_new=start.run_id is None)
             handlers.append(self._handler(run, workflow))
-            recording.append(connected.committer.sent(commit))
+            answer = connected.committer.sent(commit)
+            if span is not None:
+                answer = connected.spawn(connected.closed_by_end(span, name, target, answer))
+            recording.append(answer)
             if len(recording) % WEIGHT == 0:
                 await asyncio.sleep(0)  # a batch is full: it goes out while the next one is made
         for handler, answer in zip(handlers, await asyncio.gather(*recording), strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from stepfleet.announced import Announced, AnnouncedRouting, PlannedRouting
@@ -19,6 +19,7 @@ from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.core.continuation import check_continuable, continuation, next_id, revival
 from stepfleet.core.cut import Cut
 from stepfleet.core.plan import SYSTEM, Plan, type_name
+from stepfleet.dispatched import RunSpan, is_used
 from stepfleet.errors import (
     ConnectionLost,
     DefinitionError,
@@ -104,6 +105,8 @@ class Connected:
         )
         self.awaited = Awaited(self.reader, self.spawn, hearing=self.watcher.ready)
         self._call_now: BeatCall | None = None
+        #: Spans of runs that go on.
+        self.carried: dict[str, RunSpan] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._plans: dict[tuple[Any, str], Plan] = {}
         self.spawn(self.committer.run())
@@ -176,10 +179,51 @@ class Connected:
         """
         definition = await self.definition(target)
         values = await self._initial_values(before, target)
+        span = self.span(target, event, run_id)
+        if span is not None:
+            headers = span.headers(headers)
         commit = self.starting(
             target, definition, event, fields, run_id, values=values, once=once, headers=headers
         )
-        check_recorded(run_id, await self.committer.commit(commit), once.parent if once else "")
+        answer = self.committer.commit(commit)
+        if span is not None:
+            answer = self.closed_by_end(span, run_id, target, answer)
+        check_recorded(run_id, await answer, once.parent if once else "")
+
+    # -- the span of a run, where llama_index_instrumentation is used ------------------------------
+
+    def span(self, target: Target, event: StartEvent | None, run_id: str) -> RunSpan | None:
+        """Begin the span of a run that is about to start; None where nobody uses such spans."""
+        if not is_used():
+            return None
+        cls = type(target.instance).__name__ if target.instance is not None else target.name
+        return RunSpan(cls, target.instance, event, run_id)
+
+    async def closed_by_end(
+        self, span: RunSpan, run_id: str, target: Target, recorded: Awaitable[Answer]
+    ) -> Answer:
+        """Return the answer of a start; the span of the run ends with the run, or with that failure."""
+        try:
+            answer = await recorded
+        except Exception as error:
+            span.failed(error)
+            raise
+        if answer.word != "applied":
+            span.failed(WorkflowRuntimeError(f"run {run_id} was not recorded: {answer.word}"))
+        elif span.is_open:
+            self.carried[run_id] = span
+            self.spawn(self._close(span, run_id, target))
+        return answer
+
+    async def _close(self, span: RunSpan, run_id: str, target: Target) -> None:
+        try:
+            span.ended(await self.run(run_id, target).stop_event())
+        except BaseException as error:
+            span.failed(error)
+            if not isinstance(error, Exception):
+                raise  # the client is closed
+        finally:
+            del self.carried[run_id]
 
     async def definition(self, target: Target) -> Definition | None:
         """Return what is announced of a workflow, None where its class has to be enough.

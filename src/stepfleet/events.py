@@ -6,7 +6,18 @@ that allows extra fields: no custom `__init__` slows construction down, and the 
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+import builtins
+from collections.abc import (
+    Callable,
+    Generator,
+    ItemsView,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
@@ -200,7 +211,7 @@ class HumanResponseEvent(Event):
 class UnreconstructedException(RunFailed):
     """Stands in for an error of a type that cannot be rebuilt here."""
 
-    def __init__(self, message: str, *, original_type: str) -> None:
+    def __init__(self, message: str, *, original_type: str | None = None) -> None:
         super().__init__(message)
         self.original_type = original_type
 
@@ -209,7 +220,7 @@ class UnreconstructedException(RunFailed):
         return (_unreconstructed, (str(self), self.original_type))
 
 
-def _unreconstructed(message: str, original_type: str) -> UnreconstructedException:
+def _unreconstructed(message: str, original_type: str | None) -> UnreconstructedException:
     return UnreconstructedException(message, original_type=original_type)
 
 
@@ -224,14 +235,16 @@ def _dump_event(event: Event) -> dict[str, Any]:
 def _event_of_dump(value: Any) -> Any:
     match value:
         case {"__is_pydantic": True, "value": fields, "qualified_name": str(name)}:
-            return _loaded_class(Event, name).model_validate(fields)
+            return _class_of(Event, name).model_validate(fields)
+        case BaseModel() if not isinstance(value, Event):
+            raise ValueError(f"it must resolve to an Event, not a {type(value).__name__}")
         case _:
             return value
 
 
 def _dump_error(error: BaseException) -> dict[str, str]:
-    known = isinstance(error, UnreconstructedException)
-    name = error.original_type if known else _qualified_name(type(error))
+    original = error.original_type if isinstance(error, UnreconstructedException) else None
+    name = original or _qualified_name(type(error))
     return {"exception_type": name, "exception_message": str(error)}
 
 
@@ -239,7 +252,7 @@ def _error_of_dump(value: Any) -> Any:
     match value:
         case {"exception_type": str(name), "exception_message": str(message)}:
             try:
-                return _loaded_class(Exception, name)(message)
+                return _class_of(Exception, name)(message)
             except Exception:  # noqa: BLE001 - users' constructors may raise anything
                 return UnreconstructedException(message, original_type=name)
         case _:
@@ -247,7 +260,44 @@ def _error_of_dump(value: Any) -> Any:
 
 
 def _class_of_name(value: Any) -> Any:
-    return _loaded_class(Event, value) if isinstance(value, str) else value
+    return _class_of(Event, value) if isinstance(value, str) else value
+
+
+#: Finds the class of a name for what is being read; None: it knows none of this name, others may.
+ClassFinder = Callable[[str], type | None]
+_finder: ContextVar[ClassFinder | None] = ContextVar("stepfleet.class_finder", default=None)
+
+
+@contextmanager
+def finding_classes(finder: ClassFinder) -> Generator[None]:
+    """Let events and errors inside of events be read with these classes.
+
+    The finder raises `ValueError` for a name that must not be read.
+    """
+    before = _finder.set(finder)
+    try:
+        yield
+    finally:
+        _finder.reset(before)
+
+
+def _class_of(root: type[_ClassT], name: str) -> type[_ClassT]:
+    finder = _finder.get()
+    found = _always_known(root, name) or (finder(name) if finder is not None else None)
+    if found is None:
+        return _loaded_class(root, name)
+    if not issubclass(found, root):
+        raise ValueError(f"{name} must resolve to an {root.__name__}")  # noqa: TRY004 - for pydantic
+    return found
+
+
+def _always_known(root: type, name: str) -> type | None:
+    """Return an error that Python has built in, or the one that stands for those nobody knows."""
+    module, _, short = name.rpartition(".")
+    if root is Exception and module == "builtins":
+        return getattr(builtins, short, None)
+    is_placeholder = name == _qualified_name(UnreconstructedException)
+    return UnreconstructedException if is_placeholder else None
 
 
 def _loaded_class(root: type[_ClassT], name: str) -> type[_ClassT]:

@@ -1,6 +1,6 @@
 """A step as the runs that it starts see it: whose children they are, and who waits for them.
 
-A worker sets `current_parent` around a step. What starts or awaits a run looks there: inside a step
+A worker calls `enter_parent` around a step. What starts or awaits a run looks there: inside a step
 of the same worker the run is a child, and awaiting any run lends the step's slot to others.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Protocol
+from weakref import ReferenceType, ref
 
 from stepfleet.workflow import Runtime, Workflow, current_runtime
 
@@ -52,13 +53,24 @@ class Parent(Protocol):
         ...
 
 
-#: The step that runs here.
-current_parent: ContextVar[Parent | None] = ContextVar("stepfleet.current_parent", default=None)
+#: Weak: a timer or a task that a step leaves behind copies this, and would keep the workflow alive.
+_parent: ContextVar[ReferenceType[Parent] | None] = ContextVar("stepfleet.parent", default=None)
+
+
+def enter_parent(parent: Parent) -> None:
+    """Make this the step that runs in the current task, for as long as the caller keeps it."""
+    _parent.set(ref(parent))
+
+
+def current_parent() -> Parent | None:
+    """Return the step that runs here."""
+    parent = _parent.get()
+    return None if parent is None else parent()
 
 
 def parent_for(runtime: Runtime) -> Parent | None:
     """Return the step that runs here, if this is the runtime of its worker."""
-    parent = current_parent.get()
+    parent = current_parent()
     return parent if parent is not None and parent.runtime is runtime else None
 
 
@@ -78,6 +90,6 @@ def waiting(parent: Parent | None) -> Generator[None]:
 def outside_of_steps() -> Context:
     """Return a copy of the context for what outlives the step that begins it."""
     context = copy_context()
-    context.run(current_parent.set, None)
+    context.run(_parent.set, None)
     context.run(current_runtime.set, None)
     return context

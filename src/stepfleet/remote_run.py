@@ -14,10 +14,19 @@ from stepfleet.awaited import Ending, not_found
 from stepfleet.codec import Codec
 from stepfleet.context import BaseSerializer
 from stepfleet.core import endings, history
-from stepfleet.core.commit import Answer, Commit, Expectation, OperationFence, Route, Word
+from stepfleet.core.commit import (
+    AmendFence,
+    Answer,
+    Commit,
+    Expectation,
+    OperationFence,
+    Route,
+    Word,
+)
 from stepfleet.core.cut import Cut
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import arrival
+from stepfleet.dispatched import RunSpan
 from stepfleet.errors import (
     RunFailed,
     TooLargeError,
@@ -77,6 +86,8 @@ class Services(Protocol):
     watcher: Watcher
     #: What makes spans, if anybody takes them.
     tracing: Tracing | None
+    #: Spans of runs that were started here and go on.
+    carried: dict[str, RunSpan]
 
     def cut_now(self, run_id: str) -> Cut:
         """Return everything that is recorded of a run, without waiting in the event loop."""
@@ -250,7 +261,7 @@ class RemoteRun:
     async def ended(self) -> Ended:
         """Wait for the end and return how the run ended."""
         await self.started()
-        parent, ended = current_parent.get(), self._end.ended
+        parent, ended = current_parent(), self._end.ended
         if ended is None:
             with waiting(parent):
                 ended = await self._end.seen()
@@ -316,7 +327,7 @@ class RemoteRun:
 
     async def events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
         """Give public events behind `after`, up to the first StopEvent."""
-        parent = current_parent.get()
+        parent = current_parent()
         with waiting(parent):
             async with aclosing(self._events(after, expose_internal)) as events:
                 async for event in events:
@@ -518,6 +529,9 @@ class RemoteRun:
         lineage = {history.HISTORY: kept} if kept else None
         tracing = self._services.tracing
         headers = None if tracing is None else tracing.headers()
+        span = self._services.carried.get(self.run_id)
+        if span is not None:
+            headers = span.headers(headers)
         sent = Record(parent, type_id, payload, lineage=lineage, headers=headers, target=step)
         record = encode_record(sent)
         words: list[Word] = [
@@ -646,7 +660,12 @@ class RemoteRun:
 
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
             await self.started()
-            return await self._commit(services.fleet.token(), words, expects)
+            answer = await self._commit(services.fleet.token(), words, expects)
+            if answer.word != "over":
+                return answer
+            # The state of a run that has ended may be changed: the next run of the context has it.
+            amend = Commit(self.run_id, AmendFence(), words, expects)
+            return await services.committer.commit(amend)
 
         return RedisPort(
             services.reader.link,

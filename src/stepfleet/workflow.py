@@ -167,7 +167,7 @@ class Workflow:
             WorkflowValidationError: when the function is not decorated, or its name is taken.
         """
         required_step_config(func)
-        if func.__name__ in cls._collected_steps():
+        if func.__name__ in cls._get_steps():
             raise WorkflowValidationError(
                 f"A step {func.__name__} is already part of this workflow, "
                 "please choose another name."
@@ -209,7 +209,7 @@ class Workflow:
     @classmethod
     def step_names(cls) -> tuple[str, ...]:
         """Return the names of the steps."""
-        return tuple(cls._collected_steps())
+        return tuple(cls._get_steps())
 
     @classmethod
     def travelling_types(cls) -> tuple[type, ...]:
@@ -288,19 +288,25 @@ class Workflow:
             WorkflowRuntimeError: when the start event cannot be built, or no step accepts it.
             WorkflowValidationError: when the steps do not fit together.
         """
-        asyncio.get_running_loop()
         run_id: str | None = kwargs.pop("run_id", None)
         self.require_valid()
         event = None
         if ctx is None or not ctx.goes_on:
-            event = self.start_event_of(start_event, kwargs)
+            event = self._get_start_event_instance(start_event, **kwargs)
         elif start_event is not None or kwargs:
             logger.warning(
                 "arguments of run() are not used: the run goes on from its context workflow=%s",
                 type(self).__name__,
             )
+        asyncio.get_running_loop()  # without one the error names what is missing, before anything is sent
         handler = self._last_run = self.runtime.submit(self, event, run_id=run_id, ctx=ctx)
         return handler
+
+    def _get_start_event_instance(
+        self, start_event: StartEvent | None, **kwargs: Any
+    ) -> StartEvent:
+        """Return the start event of `run()`; subclasses override it to make one of other arguments."""
+        return self.start_event_of(start_event, kwargs)
 
     # -- old forms -------------------------------------------------------------------------------
 
@@ -390,7 +396,7 @@ class Workflow:
             ) from error
 
     @classmethod
-    def _collected_steps(cls) -> Mapping[str, StepFunction]:
+    def _get_steps(cls) -> Mapping[str, StepFunction]:
         """Return methods, where subclasses override their parents, and then added functions."""
         steps: dict[str, StepFunction] = {}
         for owner in reversed(cls.__mro__):
@@ -406,7 +412,7 @@ class Workflow:
     def _class_graph(cls, name: str) -> Graph:
         graph = cls._graphs.get(name)
         if graph is None:
-            graph = cls._graphs[name] = build_graph(name, cls._collected_steps())
+            graph = cls._graphs[name] = build_graph(name, cls._get_steps())
         return graph
 
     def _options(self) -> WorkflowOptions:

@@ -88,7 +88,7 @@ async def test_an_error_that_cannot_be_rebuilt_names_its_type(place: Place) -> N
     flow = await place.serve(Flow)
     with pytest.raises(UnreconstructedException, match="1 and 2") as caught:
         await flow.run()
-    assert caught.value.original_type.endswith("Hidden")
+    assert str(caught.value.original_type).endswith("Hidden")
 
 
 async def test_errors_raise_the_builtin_ways_too(place: Place) -> None:

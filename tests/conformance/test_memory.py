@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -168,3 +170,23 @@ def test_a_program_may_end_with_runs_in_any_state_and_nothing_complains() -> Non
         if "Warning" in line or "never retrieved" in line or "destroyed" in line
     ]
     assert (done.returncode, complaints) == (0, [])
+
+
+async def test_a_timer_that_a_step_leaves_behind_keeps_no_workflow_alive() -> None:
+    timers: list[asyncio.TimerHandle] = []
+
+    class Flow(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            assert Context.get_step_context()
+            timers.append(asyncio.get_running_loop().call_later(3600, str))
+            return StopEvent()
+
+    flow = Flow()
+    kept = weakref.ref(flow)
+    await flow.run()
+    del flow
+    try:
+        await eventually(lambda: gc.collect() and kept() is None, 5)
+    finally:
+        timers[0].cancel()

@@ -385,7 +385,7 @@ async def test_the_oldest_form_goes_on_too(place: Place) -> None:
         ([], "it is a list"),
         ({"version": 3}, "version=3; this library supports up to version 2"),
         ({"version": "x"}, "version='x'"),
-        ({"version": 2, "state": {"store_type": "sql"}}, "in a sql store"),
+        ({"version": 2, "state": {"store_type": "sql"}}, "in the durable state store 'sql'"),
         ({"version": 2, "is_running": True, "streams": {"s": {}}}, "open fan-outs"),
         ({"is_running": True, "event_buffers": {"b": {"t": ["e"]}}}, "collected events"),
         (

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
-from stepfleet.errors import ContextStateError, EncodeError, WorkflowRuntimeError
+from stepfleet.errors import ContextStateError, EncodeError
 from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_none
 from tests.conformance.place import Place
 
@@ -393,8 +393,25 @@ async def test_the_caller_reads_and_writes_the_state_of_a_run(place: Place) -> N
     await handler.send_event(Item(n=1))
     assert await handler == "caller"
     assert await handler.ctx.store.get("more") == 1
-    with pytest.raises(WorkflowRuntimeError, match="closed: the run has ended"):
-        await handler.ctx.store.set("late", 1)
+
+
+async def test_the_store_of_an_ended_run_may_be_changed_for_the_next_run_of_its_context(
+    place: Place,
+) -> None:
+    class Flow(Workflow):
+        @step
+        async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            late = await ctx.store.get("late", default=None)
+            return StopEvent(result=(late, await ctx.store.get("edited", default=None)))
+
+    flow = await place.serve(Flow)
+    context = Context[Any](flow)
+    assert await flow.run(ctx=context) == (None, None)
+    await context.store.set("late.by", "caller")
+    async with context.store.edit_state() as state:
+        state.edited = True
+    assert await context.store.get("late.by") == "caller"
+    assert await flow.run(ctx=context) == ({"by": "caller"}, True)
 
 
 async def test_runs_share_no_state(place: Place) -> None:

@@ -18,6 +18,7 @@ from stepfleet import (
     step,
 )
 from stepfleet.errors import WorkflowTimeoutError
+from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_none
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
@@ -388,3 +389,43 @@ async def test_an_answer_after_the_time_out_of_the_wait_starts_nothing(place: Pl
         if isinstance(event, Progress):
             await handler.send_event(Answer(text="second wait"))
     assert await handler == "second wait"
+
+
+async def test_who_has_answered_is_not_asked_again_when_the_step_is_retried(place: Place) -> None:
+    class Flow(Workflow):
+        @step(retry_policy=retry_policy(wait=wait_none(), stop=stop_after_attempt(3)))
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            collected = ctx.collect_events(ev, [StartEvent, StartEvent])
+            answer = await ctx.wait_for_event(Answer, waiter_event=InputRequiredEvent())
+            if ctx.retry_info().retry_number < 2:
+                raise ValueError("behind the answer")
+            return StopEvent(result=(answer.text, collected))
+
+    flow = await place.serve(Flow, timeout=5)
+    handler, questions = flow.run(), 0
+    async for event in handler.stream_events():
+        if isinstance(event, InputRequiredEvent):
+            questions += 1
+            await handler.send_event(Answer(text="yes"))
+    # What was collected before the wait is not collected again either: it would release itself.
+    assert (await handler, questions) == (("yes", None), 1)
+
+
+async def test_a_retry_asks_again_when_nobody_had_answered_in_time(place: Place) -> None:
+    class Flow(Workflow):
+        @step(retry_policy=retry_policy(wait=wait_none(), stop=stop_after_attempt(2)))
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            timeout = 0.05 if ctx.retry_info().retry_number == 0 else 5
+            answer = await ctx.wait_for_event(
+                Answer, waiter_event=InputRequiredEvent(), timeout=timeout
+            )
+            return StopEvent(result=answer.text)
+
+    flow = await place.serve(Flow, timeout=5)
+    handler, questions = flow.run(), 0
+    async for event in handler.stream_events():
+        if isinstance(event, InputRequiredEvent):
+            questions += 1
+            if questions == 2:
+                await handler.send_event(Answer(text="late"))
+    assert (await handler, questions) == ("late", 2)

@@ -179,6 +179,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {
         "WorkflowIdleEvent",
         "running_steps()",
         "verbose",
+        "spans and tags",
         "WorkflowTestRunner",
     ),
     "1.18": (

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from llama_index_instrumentation import get_dispatcher
+
 from stepfleet import Workflow
+from tests.model.spans import RECORDER
+
+get_dispatcher().add_span_handler(RECORDER)
 
 
 def workflows() -> dict[str, type[Workflow]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stepfleet.core.commit import (
+    AmendFence,
     Answer,
     Commit,
     ControlFence,
@@ -19,6 +20,7 @@ from stepfleet.core.commit import (
     Save,
     SetTimer,
     StrayFence,
+    Write,
 )
 from stepfleet.storage.keys import GROUP
 from tests.scripts.rig import (
@@ -288,6 +290,20 @@ def test_a_control_commit_may_write_while_the_run_is_live(rig: Rig) -> None:
     run_id = rig.start()
     assert rig.words(Commit(run_id, ControlFence(), [emit(WIDE, "a")])) == ["applied"]
     assert rig.queued(WIDE) == ["a"]
+
+
+def test_the_store_of_an_ended_run_is_amended_and_leaves_with_its_record(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "a"))
+    amend = Commit(run_id, AmendFence(), [Write("late", b"1")])
+    assert rig.words(amend, amend._replace(run_id="ghost")) == ["applied", "unknown-run"]
+    assert rig.client.pttl(rig.keys.store(run_id)) == -1  # of a live run nothing expires
+    rig.apply(settle(rig.take(WIDE), end()))
+    rig.client.delete(rig.keys.store(run_id), rig.keys.further(run_id))
+    assert rig.words(Commit(run_id, OperationFence("o"), amend.words), amend) == ["over", "applied"]
+    left = rig.client.pttl(rig.keys.run(run_id))
+    for key in (rig.keys.store(run_id), rig.keys.further(run_id)):
+        assert 0 < rig.client.pttl(key) <= left
+    assert rig.keys_of("ghost") == {}
 
 
 # -- strays ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stepfleet.context import BaseSerializer, Context
+from stepfleet.deprecation import warn_always_running
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event, StopEvent
 from stepfleet.retry_policy import RetryInfo
@@ -156,7 +157,10 @@ async def test_in_a_step_everything_goes_to_the_worker() -> None:
             {"request": None, "waiter_id": "w", "requirements": {"n": 4}, "timeout": None},
         ),
     ]
-    assert (ctx.run_id, ctx.is_running, ctx.idempotency_key) == ("r1", True, "r1:d1")
+    assert (ctx.run_id, ctx.idempotency_key) == ("r1", "r1:d1")
+    warn_always_running.cache_clear()
+    with pytest.warns(DeprecationWarning, match="is_running called from within a step"):
+        assert ctx.is_running
     assert await ctx.store.get("where") == "step"
     assert ctx.retry_info().retry_number == 1
     with pytest.raises(

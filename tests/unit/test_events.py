@@ -287,7 +287,7 @@ def test_an_error_of_a_local_class_is_read_as_a_stand_in_that_says_what_it_was()
         failed = WorkflowFailedEvent.model_validate_json(failed.model_dump_json())
     assert isinstance(failed.exception, UnreconstructedException)
     assert str(failed.exception) == "no"
-    assert failed.exception.original_type.endswith("<locals>.OddError")
+    assert str(failed.exception.original_type).endswith("<locals>.OddError")
 
 
 def test_a_stand_in_for_an_error_can_be_copied() -> None:

@@ -152,15 +152,15 @@ def test_classes_that_are_not_among_the_allowed_ones_are_refused_although_seen_b
     assert JsonSerializer(allowed_types=[f"{__name__}.Inner"]).deserialize(text) == Inner(n=4)
 
 
-@pytest.mark.parametrize("entry", [list[int], 3])
+@pytest.mark.parametrize("entry", [list[int], 3, Any])
 def test_what_is_no_class_cannot_be_allowed(entry: Any) -> None:
-    with pytest.raises(TypeError, match="allowed_types entries must be"):
+    with pytest.raises(TypeError, match="allowed_types takes concrete classes"):
         JsonSerializer(allowed_types=[entry])
 
 
 def test_two_classes_of_one_name_cannot_be_told_apart() -> None:
     other: Any = type("Inner", (), {"__module__": __name__})
-    with pytest.raises(ValueError, match=r"Two classes have the name .*Inner"):
+    with pytest.raises(ValueError, match=r"Two classes claim the serialized name .*Inner"):
         JsonSerializer(allowed_types=[Inner, other])
 
 

@@ -257,6 +257,12 @@ def test_the_default_timeout_is_that_of_the_model() -> None:
     assert options_of(Flow(timeout=timedelta(minutes=2))).timeout == 120
 
 
+@pytest.mark.parametrize("timeout", [0, -1, timedelta(0)])
+def test_a_timeout_of_nothing_is_refused(timeout: Any) -> None:
+    with pytest.raises(WorkflowValidationError, match="greater than 0, or None"):
+        Flow(timeout=timeout)
+
+
 def test_a_subclass_constructor_takes_its_own_arguments() -> None:
     class Needy(Flow):
         def __init__(self, model: str, **options: Any) -> None:
@@ -397,6 +403,22 @@ def test_run_hands_a_context_on(runtime: RecordingRuntime) -> None:
 def test_run_builds_the_start_event_of_the_workflow(runtime: RecordingRuntime) -> None:
     run(Asking(runtime=runtime), topic="ships")
     assert runtime.event == Question(topic="ships")
+
+
+def test_a_subclass_makes_its_start_event_itself(runtime: RecordingRuntime) -> None:
+    class Shortened(Asking):
+        def _get_start_event_instance(
+            self, start_event: StartEvent | None, **kwargs: Any
+        ) -> StartEvent:
+            return start_event or Question(topic=kwargs["about"])
+
+    run(Shortened(runtime=runtime), about="ships")
+    assert runtime.event == Question(topic="ships")
+
+
+def test_arguments_are_checked_before_an_event_loop_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="must be an instance of 'StartEvent'"):
+        Flow().run(start_event=A())  # pyright: ignore[reportArgumentType]
 
 
 def test_fields_that_make_no_start_event_are_refused(runtime: RecordingRuntime) -> None:

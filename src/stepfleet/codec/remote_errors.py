@@ -95,7 +95,7 @@ def rebuild_error(description: Mapping[str, Any], registry: TypeRegistry) -> Bas
 
 
 def _names(error: BaseException, registry: TypeRegistry) -> tuple[str, str, str]:
-    if isinstance(error, UnreconstructedException):
+    if isinstance(error, UnreconstructedException) and error.original_type is not None:
         # It goes on under the name it came with: a class may be known at the next stop.
         module, _, name = error.original_type.rpartition(".")
         module = module or "builtins"

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from weakref import ReferenceType, ref
 
 from typing_extensions import deprecated
 
 from stepfleet.context.old_forms import OldForms
 from stepfleet.context.serializers import BaseSerializer, JsonSerializer
 from stepfleet.context.snapshot import Snapshot, compose, read, state_of
+from stepfleet.context.state_store import InMemoryStateStore
+from stepfleet.deprecation import warn_always_running
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event, StopEvent
 from stepfleet.retry_policy import RetryInfo
-from stepfleet.store import LocalPort, StateStore, StateT, StorePort
+from stepfleet.store import LocalPort, StateStore, StateT
 
 EventT = TypeVar("EventT", bound=Event)
 
@@ -117,7 +120,10 @@ class RunFace(Protocol):
         ...
 
 
-_step_context: ContextVar[Context[Any] | None] = ContextVar("stepfleet.step_context", default=None)
+#: Weak: a timer that a step sets copies this, and would keep the workflow alive.
+_step_context: ContextVar[ReferenceType[Context[Any]] | None] = ContextVar(
+    "stepfleet.step_context", default=None
+)
 
 
 class Context(OldForms, Generic[StateT]):
@@ -178,7 +184,8 @@ class Context(OldForms, Generic[StateT]):
         Raises:
             WorkflowRuntimeError: no step is running here.
         """
-        context = _step_context.get()
+        entered = _step_context.get()
+        context = None if entered is None else entered()
         if context is None:
             raise WorkflowRuntimeError(
                 "Context.get_step_context() may only be called from within a step function"
@@ -187,7 +194,7 @@ class Context(OldForms, Generic[StateT]):
 
     def enter_step(self) -> None:
         """Make this the context that `get_step_context` finds in the current task."""
-        _step_context.set(self)
+        _step_context.set(ref(self))
 
     def refuse_if_running(self) -> None:
         """Make sure that this context can take a new run.
@@ -242,8 +249,8 @@ class Context(OldForms, Generic[StateT]):
         if self._run is not None:
             return cast("StateStore[StateT]", self._run.store)
         if self._local_store is None:
-            port: StorePort = self._local
-            self._local_store = StateStore(port, getattr(self._workflow, "state_type", None))
+            state_type = getattr(self._workflow, "state_type", None)
+            self._local_store = InMemoryStateStore[Any].over(self._local, state_type)
         return cast("StateStore[StateT]", self._local_store)
 
     @property
@@ -260,8 +267,9 @@ class Context(OldForms, Generic[StateT]):
 
     @property
     def is_running(self) -> bool:
-        """Whether the run goes on."""
+        """Whether the run goes on; inside of a step it does, so asking there is deprecated."""
         if self._step is not None:
+            warn_always_running()
             return True
         if self._run is None:
             return self._snapshot is not None and self._snapshot.is_running

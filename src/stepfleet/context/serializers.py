@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.context.utils import import_module_from_qualified_name
 from stepfleet.errors import ContextSerdeError
+from stepfleet.events import finding_classes
 
 #: Marks an object in JSON text that stands for a pydantic model.
 _MODEL: Final = "__is_pydantic"
@@ -88,9 +89,7 @@ class JsonSerializer(BaseSerializer):
         Raises:
             ValueError: it is not known here.
         """
-        cls = self._types.get(qualified_name) or self._by_short_name(qualified_name)
-        if cls is None and self._is_open:
-            cls = JsonSerializer._seen.get(qualified_name)
+        cls = self._known(qualified_name)
         if cls is None:
             short = qualified_name.rpartition(".")[2]
             raise ValueError(
@@ -115,16 +114,20 @@ class JsonSerializer(BaseSerializer):
         """
         return self.deserialize_value(json.loads(value))
 
+    def _known(self, qualified_name: str) -> type | None:
+        cls = self._types.get(qualified_name) or self._by_short_name(qualified_name)
+        return cls or (JsonSerializer._seen.get(qualified_name) if self._is_open else None)
+
     def _add(self, types: Iterable[type | str]) -> None:
         for given in types:
             cls = import_module_from_qualified_name(given) if isinstance(given, str) else given
-            if not isinstance(cls, type) or isinstance(cls, GenericAlias):
+            if not isinstance(cls, type) or isinstance(cls, GenericAlias) or cls is Any:
                 raise TypeError(
-                    f"allowed_types entries must be classes or their names, not {cls!r}"
+                    f"allowed_types takes concrete classes, or names of them, not {cls!r}"
                 )
             if self._types.setdefault(_name(cls), cls) is not cls:
                 raise ValueError(
-                    f"Two classes have the name {_name(cls)}, so text cannot tell them apart."
+                    f"Two classes claim the serialized name {_name(cls)}: text cannot tell them apart."
                 )
             self._registry.reachable([cls])
 
@@ -192,7 +195,8 @@ class JsonSerializer(BaseSerializer):
             return self._model(str(content["qualified_name"]), content.get("value") or {})
         if content.get(_COMPONENT) and "qualified_name" in content:
             component: Any = self.resolve_class(str(content["qualified_name"]))
-            return component.from_dict(self.deserialize_value(content.get("value")))
+            with finding_classes(self._found):
+                return component.from_dict(self.deserialize_value(content.get("value")))
         if _VALUE in content:
             return self._codec.decode_value(base64.b64decode(content[_VALUE]))
         return {key: self.deserialize_value(item) for key, item in content.items()}
@@ -201,9 +205,14 @@ class JsonSerializer(BaseSerializer):
         cls = self.resolve_class(name)
         if not issubclass(cls, BaseModel):
             raise ValueError(f"Class {name} is no pydantic model.")  # noqa: TRY004 - data is wrong
-        return cls(
-            **{key: self.deserialize_value(value) for key, value in _with_dynamic(content).items()}
-        )
+        with finding_classes(self._found):
+            return cls.model_validate(
+                {k: self.deserialize_value(value) for k, value in _with_dynamic(content).items()}
+            )
+
+    def _found(self, name: str) -> type | None:
+        """Return a class for what stands inside of a model; an open serializer may know none."""
+        return self._known(name) if self._is_open else self.resolve_class(name)
 
     def _by_short_name(self, name: str) -> type | None:
         """Return a class written as `module.Name` where it is nested in another one or in a function."""

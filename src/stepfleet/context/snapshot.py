@@ -208,6 +208,7 @@ class _Reading:
         values = self._values(self._content.get("state") or {})
         is_running = bool(self._content.get("is_running", False))
         exact = self._content.get(EXACT)
+        self._check_shape()
         if not is_running:
             return Snapshot(values)
         if exact is not None:
@@ -226,6 +227,14 @@ class _Reading:
             )
         return Snapshot(values, True, None, pending, buffers)
 
+    def _check_shape(self) -> None:
+        for key in ("state", "workers", "queues", "in_progress", "event_buffers"):
+            value = self._content.get(key)
+            if value is not None and not isinstance(value, Mapping):
+                raise ContextSerdeError(
+                    f"Context dict specified in an invalid format: '{key}' is no dictionary"
+                )
+
     def _values(self, state: Mapping[str, Any]) -> dict[str, Any]:
         data = state.get("state_data", {})
         if isinstance(data, str):
@@ -235,7 +244,8 @@ class _Reading:
             return dict(model)
         if "store_type" in state and state["store_type"] != "in_memory":
             raise ContextSerdeError(
-                f"the state of the snapshot is in a {state['store_type']} store, not in the snapshot"
+                f"the state of the snapshot is in the durable state store '{state['store_type']}' of "
+                "another library, not in the snapshot"
             )
         texts: Mapping[str, Any] = data.get("_data", data)
         return {

@@ -209,17 +209,20 @@ def encode_state(
 
 
 def decode_state(state_data: Any, serializer: ValueSerializer) -> BaseModel:
-    """Return the state that `encode_state` made data of.
+    """Return the state that `encode_state` made data of; an empty one of None, a state as it is.
 
     Raises:
         ValueError: it is no such data.
     """
-    if isinstance(state_data, str):
-        decoded = serializer.deserialize(state_data)
-        if isinstance(decoded, BaseModel):
-            return decoded
-    elif isinstance(state_data, dict) and "_data" in state_data:
-        encoded = cast("dict[str, dict[str, str]]", state_data)["_data"]
+    decoded = state_data
+    if decoded is None:
+        return DictState()
+    if isinstance(decoded, str):
+        decoded = serializer.deserialize(decoded)
+    if isinstance(decoded, BaseModel):
+        return decoded
+    if isinstance(decoded, dict) and "_data" in decoded:
+        encoded = cast("dict[str, dict[str, str]]", decoded)["_data"]
         return DictState(**{k: serializer.deserialize(v) for k, v in encoded.items()})
     raise ValueError(
         f"Unrecognized state payload of type {type(cast(object, state_data)).__name__}; refusing to decode"
@@ -232,6 +235,9 @@ def parse_in_memory_state(data: dict[str, Any]) -> InMemorySerializedState:
     Raises:
         ValueError: it is something else.
     """
+    kind = data.get("store_type", "in_memory")
+    if kind != "in_memory":
+        raise ValueError(f"Cannot parse store_type '{kind}': the state is not in this dictionary")
     return InMemorySerializedState.model_validate(data)
 
 
@@ -240,17 +246,14 @@ def deserialize_state_from_dict(
     serializer: ValueSerializer,
     state_type: type[BaseModel] | None = None,
 ) -> BaseModel:
-    """Return the state of what `InMemoryStateStore.to_dict` made; of this type, where one is given.
+    """Return the state of what `InMemoryStateStore.to_dict` made; its type stands in it.
+
+    `state_type` is ignored, as in the model.
 
     Raises:
         ValueError: it is something else.
     """
-    if not serialized_state:
-        return (state_type or DictState)()
-    state = decode_state(parse_in_memory_state(serialized_state).state_data, serializer)
-    if state_type is None or isinstance(state, state_type):
-        return state
-    return state_type(**fields_of(state))
+    return decode_state(parse_in_memory_state(serialized_state).state_data, serializer)
 
 
 # -- a store in memory -----------------------------------------------------------------------------
@@ -260,8 +263,28 @@ class InMemoryStateStore(StateStore[StateT], Generic[StateT]):
     """A store in this process, filled with a state."""
 
     def __init__(self, initial_state: StateT) -> None:
-        self._local = LocalPort(fields_of(initial_state))
-        super().__init__(self._local, type(initial_state))
+        self._begin(LocalPort(fields_of(initial_state)), type(initial_state))
+
+    @classmethod
+    def over(cls, port: LocalPort, state_type: type[BaseModel] | None) -> InMemoryStateStore[Any]:
+        """Return a store with the values of a port; a type whose fields have no defaults may be empty."""
+        store: InMemoryStateStore[Any] = cls.__new__(cls)
+        store._begin(port, state_type)
+        return store
+
+    def _begin(self, port: LocalPort, state_type: Any) -> None:
+        self._local = port
+        super().__init__(port, state_type)
+
+    async def set_state(self, state: StateT) -> None:
+        """Replace the whole state; one of a subclass makes that the type of the state.
+
+        Raises:
+            ValueError: it is of another type.
+        """
+        await super().set_state(state)
+        if isinstance(state, self._type):
+            self._type = type(state)
 
     def checkpoint(self) -> StateCheckpoint:
         """Return the state as it is now."""

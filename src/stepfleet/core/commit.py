@@ -80,6 +80,10 @@ class ControlFence(NamedTuple):
     """The run is live."""
 
 
+class AmendFence(NamedTuple):
+    """The run is recorded, live or ended; for the store only, which lives as long as the record."""
+
+
 class NewRunFence(NamedTuple):
     """No run has this id, or the same start made it."""
 
@@ -95,6 +99,7 @@ Fence = (
     | OverdueFence
     | OperationFence
     | ControlFence
+    | AmendFence
     | NewRunFence
 )
 

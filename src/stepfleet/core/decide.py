@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from stepfleet.core.checkpoints import checkpoint
 from stepfleet.core.commit import (
@@ -183,11 +183,19 @@ def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Com
     again = record._replace(
         attempt=record.attempt + 1,
         first_ms=first_ms,
-        journal=None,
+        journal=_kept_of(record.journal),
         failure=[now_ms, plan.codec.encode_error(error), *_span(delivery)],
     )
     words += _again(delivery, again, int(delay * 1000), "back-off")
     return Commit(delivery.run_id, _fence(delivery), words)
+
+
+def _kept_of(journal: list[Any] | None) -> list[Any] | None:
+    """Return what the next attempt has of the answers that were committed: all but time-outs.
+
+    Whoever was asked is not asked again, and what was collected before a wait stays collected once.
+    """
+    return [entry for entry in journal or () if entry[0] != "time-out"] or None
 
 
 def _suspended(delivery: Delivery, outcome: Suspended, plan: Plan) -> Commit:

@@ -228,6 +228,10 @@ def _control_fence(p: Packing, args: list[Arg], f: c.ControlFence) -> None:
     args.append("control")
 
 
+def _amend_fence(p: Packing, args: list[Arg], f: c.AmendFence) -> None:
+    args += ("amend", p.key(p.keys.store(p.run_id)))
+
+
 def _new_run_fence(p: Packing, args: list[Arg], f: c.NewRunFence) -> None:
     args += ("new", f.digest, p.key(p.keys.live), len(f.fields), *f.fields)
 
@@ -589,6 +593,7 @@ _FENCES: dict[type[Any], _Writer] = {
     c.OverdueFence: _overdue_fence,
     c.OperationFence: _operation_fence,
     c.ControlFence: _control_fence,
+    c.AmendFence: _amend_fence,
     c.NewRunFence: _new_run_fence,
 }
 

@@ -57,7 +57,7 @@ from stepfleet.errors import (
 )
 from stepfleet.graph import StepSpec
 from stepfleet.instrumentation import step_log_context
-from stepfleet.parents import current_parent
+from stepfleet.parents import enter_parent
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
 from stepfleet.storage.fleet import Fleet
@@ -428,7 +428,8 @@ class Processor:
             delivery = held.delivery = delivery._replace(trace=span.headers)
         execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
-        current_parent.set(self._parent(held, execution))
+        parent = self._parent(held, execution)
+        enter_parent(parent)
         began = 0.0 if self._observer is None else self._clock.steady()
         running = run_step(execution, served.instance, executor=self._executor, clock=self._clock)
         with _step_log_context(delivery):

@@ -9,12 +9,12 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final
 
+from stepfleet import dispatched
 from stepfleet.clock import Clock
 from stepfleet.context import Context
 from stepfleet.context.old_forms import data_of
 from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreadable
 from stepfleet.errors import DecodeError
-from stepfleet.graph import StepSpec
 from stepfleet.resource import resolved
 from stepfleet.worker.execution import Execution, Suspend
 from stepfleet.workflow import resource_manager_of, stepwise_of
@@ -87,11 +87,11 @@ async def _called(
     if spec.context_param is not None:
         arguments[spec.context_param] = context
     if spec.timeout is None:
-        return await _finished(spec, instance, arguments, executor)
+        return await _finished(execution, instance, arguments, executor)
     limit = asyncio.timeout(spec.timeout)
     try:
         async with limit:
-            return await _finished(spec, instance, arguments, executor)
+            return await _finished(execution, instance, arguments, executor)
     except TimeoutError:
         if limit.expired():
             raise TimeoutError(
@@ -101,8 +101,9 @@ async def _called(
 
 
 async def _finished(
-    spec: StepSpec, instance: Any, arguments: dict[str, Any], executor: Executor
+    execution: Execution, instance: Any, arguments: dict[str, Any], executor: Executor
 ) -> Any:
+    spec = execution.spec
     if spec.resources:
         arguments |= await resolved(resource_manager_of(instance), spec.resources)
     function = (
@@ -110,10 +111,21 @@ async def _finished(
         if spec.is_method
         else partial(spec.function, **arguments)
     )
-    if not spec.pass_context:
-        return await _awaited(function, spec.is_async, executor)
+    call = _with_data if spec.pass_context else _awaited
+    if not dispatched.is_used():
+        return await call(function, spec.is_async, executor)
+    delivery = execution.delivery
+    with dispatched.StepSpan(
+        delivery.record.headers, delivery.run_id, spec.name, instance, spec.function, arguments
+    ) as span:
+        returned = await call(function, spec.is_async, executor)
+        span.returned(returned)
+        return returned
+
+
+async def _with_data(function: partial[Any], is_async: bool, executor: Executor) -> Any:
     async with data_of(Context.get_step_context()):
-        return await _awaited(function, spec.is_async, executor)
+        return await _awaited(function, is_async, executor)
 
 
 async def _awaited(function: partial[Any], is_async: bool, executor: Executor) -> Any:

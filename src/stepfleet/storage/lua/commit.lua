@@ -66,7 +66,7 @@ local function apply(i, stop)
   if refusal then return refusal end
 
   local j = after(fence, at)
-  if not read_run(A[i + 5], at) then return settle_late(fence, at, j) end
+  if not read_run(A[i + 5], at) and not (fence.late and fields[1]) then return settle_late(fence, at, j) end
   local expectations = A[j] + 0
   j = j + 1
   for _ = 1, expectations do
@@ -91,6 +91,7 @@ local function apply(i, stop)
   end
   write_opened()
   if fence.counts and guarded > 0 then rc('HINCRBY', run, 'deliveries', guarded) end
+  if fence.finish then fence.finish(at) end
   return missing and 'applied ' .. missing or 'applied'
 end
 

@@ -2,8 +2,9 @@
 --
 -- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; check(j): reads what it will
 -- write; settle(j): consumes it, as the first write of the commit; drop(j): consumes it when the run has ended; parks:
--- it stands for work that an ended run may keep; counts: what it adds is new; bounded(j): it is refused when its run
--- has had too many deliveries. j is where its arguments begin.
+-- it stands for work that an ended run may keep; late: it may act on a run that has ended, and finish(j) comes last;
+-- counts: what it adds is new; bounded(j): it is refused when its run has had too many deliveries. j is where its
+-- arguments begin.
 
 local function mine(s, entry)
   return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
@@ -113,6 +114,19 @@ local FENCE = {
   },
   -- whoever asks, while the run is live
   control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
+  -- whoever changes what is kept of a run, live or ended, and stays as long as its record: the key that is changed
+  amend = {
+    size = 1, late = true,
+    prove = nothing,
+    check = function() check_open() can_register() end,
+    settle = function() rc('HDEL', open, '') end,
+    finish = function(j)
+      local left = rc('PTTL', run)
+      if left < 0 then return end
+      for _, key in ipairs({ K[A[j] + 0], K[keys] }) do rc('PEXPIRE', key, math.max(1, left)) end
+    end,
+    drop = nothing,
+  },
   -- a run that does not exist yet: digest of its start, zset of live runs, number of fields, field, value, ...
   new = {
     size = 3, n = 2, each = 1,
