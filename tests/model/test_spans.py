@@ -14,7 +14,7 @@ from stepfleet.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from tests.model.spans import RECORDER
 from tests.support.wait import eventually
 
-pytestmark = pytest.mark.feature("1.14: spans and tags")
+pytestmark = [pytest.mark.feature("1.14: spans and tags")]
 
 
 @pytest.fixture(autouse=True)
