@@ -87,7 +87,8 @@ class _Work:
             self._add(
                 waiters,
                 one,
-                waiter_id=waiter.waiter_id,
+                # The model's own ids say whose wait it is; here it belongs to its delivery.
+                waiter_id=f"{waiter.waiter_id}_{waiter.delivery}",
                 waiting_for_event=waiter.type_id,
                 has_requirements=bool(self._codec.decode_value(waiter.requirements)),
                 resolved_event=None,

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from stepfleet import Context, StartEvent, StopEvent, Workflow, step
+from stepfleet.context import JsonSerializer
 from stepfleet.context.state_store import (
     MAX_DEPTH,
     DictState,
     InMemoryStateStore,
+    StateCheckpoint,
     UnserializableKeyWarning,
     apply_state_patch,
     copy_state_for_edit,
@@ -22,6 +25,7 @@ from stepfleet.context.state_store import (
     set_by_path,
     set_by_path_copy,
 )
+from stepfleet.store import fields_of
 
 
 class Json:
@@ -79,6 +83,44 @@ def test_a_patch_inserts_into_lists_and_refuses_other_operations() -> None:
     assert tree == {"items": [1, 3]}
     with pytest.raises(ValueError, match="'move' is none of it"):
         apply_state_patch(tree, [{"op": "move", "path": "/items/0"}])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "operations"),
+    [
+        ([1, 2], [1, 2, 3], [("add", "/2")]),
+        ([1, 2], [0, 1, 2], [("add", "/0")]),
+        ([1, 2, 3], [1, 3], [("remove", "/1")]),
+        ([1, 2, 3], [1, 9, 3], [("replace", "/1")]),
+        ([1, 2], [3, 4, 5], [("remove", "/0")] * 2 + [("add", f"/{n}") for n in range(3)]),
+    ],
+)
+def test_a_patch_of_a_list_names_only_what_changed(
+    earlier: list[int], later: list[int], operations: list[tuple[str, str]]
+) -> None:
+    def checkpoint(items: list[int]) -> StateCheckpoint:
+        return StateCheckpoint(DictState(list=items), JsonSerializer())
+
+    before, after = checkpoint(earlier), checkpoint(later)
+    patch = after.diff(before)
+    assert [(one["op"], one["path"]) for one in patch] == [
+        (kind, f"/state_data/_data/list{path}") for kind, path in operations
+    ]
+    assert apply_state_patch(before.to_dict(), patch) == after.to_dict()
+
+
+@pytest.mark.parametrize("state", [DictState(number=1, text="a", parts=[Typed()]), Typed()])
+def test_the_tree_of_a_checkpoint_is_read_again(state: Any) -> None:
+    tree = StateCheckpoint(state, JsonSerializer()).to_dict()
+    assert InMemoryStateStore.from_dict(tree, JsonSerializer()).checkpoint().to_dict() == tree
+    snapshot = {"version": 2, "state": tree}
+    assert Context.from_dict(Flow(), snapshot).initial_values == fields_of(state)
+
+
+class Flow(Workflow):
+    @step
+    async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        return StopEvent()
 
 
 async def test_a_store_travels_as_a_dict() -> None:

@@ -21,6 +21,8 @@ from stepfleet.store import DictState
 VERSION: Final = 2
 #: The key of what only stepfleet reads.
 EXACT: Final = "stepfleet"
+#: Marks a state that is a tree of JSON values (of a checkpoint): `dict` or `model`.
+TREE: Final = "_tree"
 #: State keys that are skipped, with a warning, when they cannot be written: they hold live objects.
 LIVE: Final = frozenset({"memory"})
 
@@ -37,6 +39,13 @@ def warn_left_out(key: str) -> None:
         UnserializableKeyWarning,
         stacklevel=4,
     )
+
+
+def of_tree(tree: Mapping[str, Any], serializer: JsonSerializer) -> Any:
+    """Return the state of a tree: a model, or the values of one without declared fields."""
+    if tree[TREE] == "dict":
+        return {name: serializer.deserialize_value(v) for name, v in tree["_data"].items()}
+    return serializer.deserialize_value({k: v for k, v in tree.items() if k != TREE})
 
 
 class PendingEvent(NamedTuple):
@@ -236,22 +245,32 @@ class _Reading:
                 )
 
     def _values(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        data = state.get("state_data", {})
+        data: Any = state.get("state_data", {})
+        whole: Any = None
         if isinstance(data, str):
-            model = self._serializer.deserialize(data)
-            if isinstance(model, BaseModel):
-                return {**model.__dict__, **(model.__pydantic_extra__ or {})}
-            return dict(model)
+            whole = self._serializer.deserialize(data)
+        elif isinstance(data, dict) and TREE in data:
+            whole = self._tree(cast("dict[str, Any]", data))
+        if isinstance(whole, BaseModel):
+            return {**whole.__dict__, **(whole.__pydantic_extra__ or {})}
+        if whole is not None:
+            return dict(whole)
         if "store_type" in state and state["store_type"] != "in_memory":
             raise ContextSerdeError(
                 f"the state of the snapshot is in the durable state store '{state['store_type']}' of "
                 "another library, not in the snapshot"
             )
-        texts: Mapping[str, Any] = data.get("_data", data)
+        tree = cast("dict[str, Any]", data)
+        texts: Mapping[str, Any] = tree.get("_data", tree)
         return {
             key: self._serializer.deserialize(text) if isinstance(text, str) else text
             for key, text in texts.items()
         }
+
+    def _tree(self, tree: Mapping[str, Any]) -> Any:
+        if not isinstance(self._serializer, JsonSerializer):
+            raise ContextSerdeError("the state of a checkpoint is read with a JsonSerializer only")
+        return of_tree(tree, self._serializer)
 
     def _workers(
         self,

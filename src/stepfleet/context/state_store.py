@@ -13,7 +13,14 @@ from typing import Any, Generic, Literal, Protocol, cast
 
 from pydantic import BaseModel
 
-from stepfleet.context.snapshot import LIVE, UnserializableKeyWarning, warn_left_out
+from stepfleet.context.serializers import JsonSerializer
+from stepfleet.context.snapshot import (
+    LIVE,
+    TREE,
+    UnserializableKeyWarning,
+    of_tree,
+    warn_left_out,
+)
 from stepfleet.store import (
     MAX_DEPTH,
     MISSING,
@@ -221,6 +228,9 @@ def decode_state(state_data: Any, serializer: ValueSerializer) -> BaseModel:
         decoded = serializer.deserialize(decoded)
     if isinstance(decoded, BaseModel):
         return decoded
+    if isinstance(decoded, dict) and TREE in decoded and isinstance(serializer, JsonSerializer):
+        state = of_tree(cast("dict[str, Any]", decoded), serializer)
+        return state if isinstance(state, BaseModel) else DictState(**state)
     if isinstance(decoded, dict) and "_data" in decoded:
         encoded = cast("dict[str, dict[str, str]]", decoded)["_data"]
         return DictState(**{k: serializer.deserialize(v) for k, v in encoded.items()})
@@ -288,7 +298,7 @@ class InMemoryStateStore(StateStore[StateT], Generic[StateT]):
 
     def checkpoint(self) -> StateCheckpoint:
         """Return the state as it is now."""
-        return StateCheckpoint(self._now())
+        return StateCheckpoint(self._now(), JsonSerializer())
 
     def to_dict(self, serializer: ValueSerializer) -> dict[str, Any]:
         """Return the state as data.
@@ -322,8 +332,9 @@ class InMemoryStateStore(StateStore[StateT], Generic[StateT]):
 class StateCheckpoint:
     """A state at one moment, as a tree that patches can change."""
 
-    def __init__(self, state: BaseModel) -> None:
+    def __init__(self, state: BaseModel, serializer: JsonSerializer) -> None:
         self._state = state
+        self._serializer = serializer
 
     @property
     def state(self) -> BaseModel:
@@ -332,10 +343,12 @@ class StateCheckpoint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as a tree of JSON values."""
-        cls = type(self.state)
-        tree: dict[str, Any] = {"_tree": "model", "value": self.state.model_dump(mode="json")}
+        cls, write = type(self.state), self._serializer.serialize_value
         if isinstance(self.state, DictState):
-            tree = {"_tree": "dict", "_data": {}, **tree["value"]}
+            values = {name: write(value) for name, value in fields_of(self.state).items()}
+            tree = {TREE: "dict", "_data": values}
+        else:
+            tree = {TREE: "model", **write(self.state)}
         return InMemorySerializedState(
             state_type=cls.__name__, state_module=cls.__module__, state_data=tree
         ).model_dump()
@@ -393,15 +406,34 @@ def _difference(before: Any, after: Any, path: str) -> list[dict[str, Any]]:
             kept = [k for k in old if k in new]
             changed = [one for k in kept for one in _difference(old[k], new[k], _below(path, k))]
             return [*removed, *changed, *added]
-        case list(), list() if len(cast("list[Any]", before)) == len(cast("list[Any]", after)):
-            pairs = zip(cast("list[Any]", before), cast("list[Any]", after), strict=True)
-            return [
-                one
-                for number, (b, a) in enumerate(pairs)
-                for one in _difference(b, a, f"{path}/{number}")
-            ]
+        case list(), list():
+            return _list_difference(cast("list[Any]", before), cast("list[Any]", after), path)
         case _:
             return [{"op": "replace", "path": path, "value": after}]
+
+
+def _list_difference(before: list[Any], after: list[Any], path: str) -> list[dict[str, Any]]:
+    """Return what makes one list of the other: between what both begin and end with, it is replaced."""
+    old, new = [[json.dumps(item, sort_keys=True) for item in one] for one in (before, after)]
+    first, shorter = 0, min(len(old), len(new))
+    while first < shorter and old[first] == new[first]:
+        first += 1
+    last = 0
+    while last < shorter - first and old[-1 - last] == new[-1 - last]:
+        last += 1
+    going, coming = len(old) - last - first, after[first : len(new) - last]
+    if going == len(coming):
+        return [
+            one
+            for number, item in enumerate(coming, first)
+            for one in _difference(before[number], item, f"{path}/{number}")
+        ]
+    removed = [{"op": "remove", "path": f"{path}/{first}"}] * going
+    added = [
+        {"op": "add", "path": f"{path}/{number}", "value": item}
+        for number, item in enumerate(coming, first)
+    ]
+    return [*removed, *added]
 
 
 def _below(path: str, key: str) -> str:
