@@ -144,9 +144,8 @@ class StateStore(Generic[StateT]):
         while True:
             found = (await self._port.read([head])).get(head, Stored(0, MISSING))
             current: Any = found.value if found.version else self._field_default(head)
-            current = {} if current is MISSING else self._port.copy(current)
-            put_into(current, rest, value, path)
-            if await self._port.write({head: current}, expected={head: found.version}):
+            changed = put_copy({} if current is MISSING else current, rest, value, path)
+            if await self._port.write({head: changed}, expected={head: found.version}):
                 return
 
     async def get_state(self) -> StateT:
@@ -371,6 +370,32 @@ def put_into(value: Any, segments: Sequence[str], new: Any, path: str) -> None:
             _assign(target, segment, inner, path)
         target = inner
     _assign(target, segments[-1], new, path)
+
+
+def put_copy(value: Any, segments: Sequence[str], new: Any, path: str) -> Any:
+    """Return a value with a new one below it: what is on the way is copied, everything else is shared.
+
+    What cannot be copied, such as a client, is changed itself.
+
+    Raises:
+        ValueError: the path goes through something that has no parts.
+    """
+    way = [value]
+    for segment in segments[:-1]:
+        inner = step_into(way[-1], segment)
+        way.append(dict[str, Any]() if inner is MISSING else inner)
+    for container, segment in zip(reversed(way), reversed(segments), strict=True):
+        copied = _shallow(container)
+        _assign(copied, segment, new, path)
+        new = copied
+    return new
+
+
+def _shallow(value: Any) -> Any:
+    try:
+        return copy.copy(value)
+    except Exception:  # noqa: BLE001 - whatever a class of the user does when it is copied
+        return value
 
 
 def _assign(value: Any, segment: str, new: Any, path: str) -> None:

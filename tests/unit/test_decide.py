@@ -306,11 +306,12 @@ def test_a_retry_without_a_delay_goes_straight_to_its_stream() -> None:
     assert decode_record(emit.deliveries[0][1]).attempt == 2
 
 
-def test_a_retry_forgets_answers_and_effects_of_the_attempt_before() -> None:
-    at = delivery(OTHER_BOTH, type_id="Both", journal=[["answer"]], first_ms=NOW_MS - 9_000)
+def test_a_retry_keeps_answers_and_forgets_time_outs_and_effects_of_the_attempt_before() -> None:
+    journal = [["answer", "w"], ["time-out", "x"]]
+    at = delivery(OTHER_BOTH, type_id="Both", journal=journal, first_ms=NOW_MS - 9_000)
     commit = decided(Failed(error=ValueError("no"), traces=Traces(guarded=True)), at)
     record = decode_record(only(commit, Emit).deliveries[0][1])
-    assert record.journal is None
+    assert record.journal == [["answer", "w"]]
     assert record.first_ms == NOW_MS - 9_000
     assert only(commit, Forget) == Forget("D" * 22)
 

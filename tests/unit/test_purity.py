@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "stepfleet"
 
 #: The modules and folders whose answers depend on their arguments only.
-PURE = ("core", "graph.py", "representation.py", "retry_policy.py", "wire.py", "codec")
+PURE = ("core", "graph.py", "representation.py", "retry_policy", "wire.py", "codec")
 
 #: Each brings something in that is not an argument; of `random` only the class `Random` is let in.
 IMPURE = {"asyncio", "time", "os", "logging", "random", "secrets", "socket"}

@@ -53,11 +53,6 @@ ABSENT = {}
 DIFFERENT = {
     "StepConfig.__init__": "what a signature says is one record of our own",
     "WorkflowHandler.__init__": "handlers are made by run() and attach()",
-    "StateCheckpoint.__init__": "a checkpoint is a tree of JSON values, whatever the serializer",
-    "retry_any.__init__": "the same, under another name",
-    "retry_all.__init__": "the same, under another name",
-    "stop_any.__init__": "the same, under another name",
-    "stop_all.__init__": "the same, under another name",
 }
 
 OPEN = "still open: docs/roadmap.md"

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from stepfleet import Context, StartEvent, StopEvent, Workflow, step
 from stepfleet.context import JsonSerializer
@@ -194,3 +194,48 @@ async def test_a_value_of_another_type_is_kept_as_it_was_set() -> None:
     store = InMemoryStateStore(Typed())
     await store.set("number", "x")
     assert (await store.get_state()).number == "x"
+
+
+class Uncopied:
+    def __copy__(self) -> Uncopied:
+        raise TypeError("a live client")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Uncopied:
+        raise TypeError("a live client")
+
+
+class Chat(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    messages: list[str] = Field(default_factory=list)
+    client: Any = None
+    tokenizer: Any = Field(default=None, exclude=True)
+    _lock: Any = PrivateAttr(default=None)
+
+
+def test_a_copy_for_an_edit_shares_only_what_cannot_be_copied_or_is_no_data() -> None:
+    client, tokenizer = Uncopied(), [1]
+    chat = Chat(messages=["a"], client=client, tokenizer=tokenizer)
+    chat._lock = client  # pyright: ignore[reportPrivateUsage]
+    state = DictState(chat=chat, again=chat, parts=[client, ["b"]])
+    copied = copy_state_for_edit(state)
+    assert copied.chat is copied.again is not chat
+    assert (copied.chat.client, copied.chat._lock, copied.parts[0]) == (client, client, client)
+    assert copied.chat.tokenizer is tokenizer
+    copied.chat.messages.append("c")
+    copied.parts[1].append("d")
+    assert (chat.messages, state.parts[1]) == (["a"], ["b"])
+
+
+async def test_setting_a_path_copies_what_is_on_it_and_shares_the_rest() -> None:
+    kept, client = {"kept": 1}, Uncopied()
+    state = DictState(a={"b": {"c": 0}, "kept": kept}, client=client)
+    changed = set_by_path_copy(state, "a.b.c", 1)
+    assert (changed.a["b"], state.a["b"]) == ({"c": 1}, {"c": 0})
+    assert changed.a["kept"] is kept
+    store = InMemoryStateStore(state)
+    before = await store.get("a")
+    await store.set("a.b.c", 2)
+    assert (before["b"]["c"], (await store.get("a"))["kept"]) == (0, kept)
+    await store.set("client.slot", 7)
+    assert (await store.get("client")).slot == 7

@@ -29,6 +29,7 @@ from stepfleet.store import (
     StateStore,
     StateT,
     fields_of,
+    put_copy,
     put_into,
     segments_of,
     step_into,
@@ -117,9 +118,16 @@ def set_by_path(state: Any, path: str, value: Any) -> None:
 
 
 def set_by_path_copy(state: StateT, path: str, value: Any) -> StateT:
-    """Return a copy of a state with another value at a dotted path."""
-    changed = copy_state_for_edit(state)
-    set_by_path(changed, path, value)
+    """Return a copy of a state with another value at a dotted path; what is not on the way is shared.
+
+    Raises:
+        ValueError: the path is empty or too long, or goes where nothing can be set.
+    """
+    head, *rest = segments_of(path)
+    changed = state.model_copy()
+    if rest:
+        value = put_copy(fields_of(state).get(head, {}), rest, value, path)
+    _set_field(changed, head, value)
     return changed
 
 
@@ -135,15 +143,39 @@ def _set_field(state: BaseModel, name: str, value: Any) -> None:
 
 
 def copy_state_for_edit(state: StateT) -> StateT:
-    """Return a copy of a state; values that cannot be copied, such as clients, are shared."""
-    shared = state.model_copy()
-    for name, value in fields_of(state).items():
+    """Return a copy of a state; what cannot be copied, such as a client, is shared.
+
+    So are fields that are excluded from serialization: their authors say that they are no data.
+    """
+    return _deep(state, {})
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy value by value, so that one that cannot be copied costs no other one its copy."""
+    if id(value) in memo:
+        return memo[id(value)]
+    copied: Any
+    if isinstance(value, BaseModel):
+        copied = memo[id(value)] = value.model_copy()
+        fields = type(value).model_fields
+        own = cast("dict[str, Any]", copied.__dict__)
+        for name, item in own.items():
+            if name not in fields or not fields[name].exclude:
+                own[name] = _deep(item, memo)
+        for more in (copied.__pydantic_extra__, copied.__pydantic_private__):
+            if more is not None:
+                more.update({name: _deep(item, memo) for name, item in more.items()})
+    elif type(value) in (dict, list):
+        copied = memo[id(value)] = copy.copy(value)
+        for key in range(len(copied)) if type(value) is list else tuple(copied):
+            copied[key] = _deep(copied[key], memo)
+    else:
         try:
-            copied = copy.deepcopy(value)
+            copied = copy.deepcopy(value, memo)
         except Exception:  # noqa: BLE001 - whatever a value raises, it is shared
             copied = value
-        _set_field(shared, name, copied)
-    return shared
+        memo[id(value)] = copied
+    return copied
 
 
 def merge_state(current_state: StateT, incoming: BaseModel) -> StateT:
