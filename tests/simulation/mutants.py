@@ -340,6 +340,20 @@ MUTANTS: tuple[Mutant, ...] = (
             )
         ],
     ),
+    Mutant(
+        "what was given up is not kept for the continuation",
+        lua=[
+            (
+                "words",
+                "      rc('HSET', key_at(j), A[j + 1], A[j + 2])\n      rc('HSET', open, A[j + 1], 'parked')\n",
+                "",
+            )
+        ],
+    ),
+    Mutant(
+        "suspects are taken over together, and die together",
+        lua=[("reclaim", "if left > 0 and (not suspect or suspects > 0) then", "if left > 0 then")],
+    ),
     Mutant("nobody looks at timers", python=[(Timers, "fire", lambda _: _nothing)]),
     Mutant(
         "keys of an ended run are forgotten before they expire",

@@ -7,10 +7,11 @@ import gc
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -20,6 +21,7 @@ from stepfleet.codec import Limits
 from stepfleet.embedded.memory_time import redis_time
 from stepfleet.errors import (
     ConnectionLost,
+    DeadLettered,
     StoreError,
     WorkflowCancelledByUser,
     WorkflowError,
@@ -31,7 +33,7 @@ from stepfleet.storage.run_store import Bounds
 from stepfleet.wire import decode_public
 from stepfleet.worker.worker import Worker, WorkerOptions
 from tests.simulation.invariants import Invariants, script_name
-from tests.simulation.loop import Process, SimLoop
+from tests.simulation.loop import OWNER, Process, SimLoop
 from tests.simulation.network import FAIR, Network, Weather, fleet
 from tests.simulation.server import EPOCH, Server
 from tests.simulation.workload import (
@@ -53,6 +55,9 @@ SWEEP = 1.0
 RETENTION = 600.0
 #: Seconds after the last fault in which every run has to end.
 PATIENCE = 240.0
+#: Part of the seeds in which a job kills its workers, and how many it may kill.
+POISONED = 0.35
+MAX_DELIVERIES = 3
 #: Callbacks after which a simulation counts as one that never comes to an end.
 MOST_TURNS = 3_000_000
 
@@ -129,6 +134,7 @@ class Simulation:
             random_run(chosen, number, self.until * 0.7)
             for number in range(chosen.choice((1, 2, 3, 4)))
         ]
+        self.is_poisoned = self._poison(self._part("poison"))
         self.workers: list[tuple[Process, Worker | None]] = []
         self.processes = 0
         #: What the clients saw: (process, run) -> the result or its error, and the public events.
@@ -137,6 +143,20 @@ class Simulation:
         self._live_workers: dict[str, tuple[Process, list[Worker]]] = {}
         self._stopping: set[str] = set()
         self._clients: list[Process] = []
+
+    def _poison(self, chosen: Random) -> bool:
+        """Makes a job of a run one that kills its workers, now and then: then nothing else kills them."""
+        candidates = [
+            number
+            for number, plan in enumerate(self.runs)
+            if plan.is_resumable and plan.cancelled is None and not plan.fails
+        ]
+        if not self._faulty or not candidates or chosen.random() > POISONED:
+            return False
+        number = chosen.choice(candidates)
+        self.runs[number] = self.runs[number].poisoned(chosen)
+        self.ledger.crash = self._crash
+        return True
 
     def _part(self, name: str) -> Random:
         """Returns chance of its own for a part, so that one part's draws do not move another's."""
@@ -274,7 +294,7 @@ class Simulation:
             concurrency=concurrency,
             lease=timedelta(seconds=LEASE),
             sweep=timedelta(seconds=SWEEP),
-            max_deliveries=1_000_000,
+            max_deliveries=MAX_DELIVERIES if self.is_poisoned else 1_000_000,
             drain_timeout=timedelta(seconds=1.5),
         )
         async with Client(
@@ -352,20 +372,32 @@ class Simulation:
         result = await self._outcome(handler)
         self.results[process.name, plan.run_id] = result
         await asyncio.gather(*tasks)
+        if is_boss and isinstance(result, DeadLettered) and plan.is_poisoned:
+            self.ledger.crash = None
+            letters = self._letters()
+            if list(letters.values()) != [plan.run_id]:
+                self._violated("dead letters", f"given up were {letters}, should be {plan.run_id}")
+                return
+            requeue = partial(client.requeue, next(iter(letters)), workflow=self.workflow)
+            await self._go_on(process, chance, requeue, plan)
         if is_boss and isinstance(result, WorkflowCancelledByUser) and plan.is_resumable:
-            await self._go_on(process, chance, handler, plan)
+            await self._go_on(process, chance, handler.resume, plan)
 
     async def _go_on(
-        self, process: Process, chance: Random, handler: WorkflowHandler, plan: RunPlan
+        self,
+        process: Process,
+        chance: Random,
+        resume: Callable[[], Awaitable[WorkflowHandler]],
+        plan: RunPlan,
     ) -> None:
-        """Resumes a cancelled run, which then comes to what its program says."""
+        """Goes on with a run that was cancelled or given up, to what its program says."""
         while True:
             try:
-                again = await handler.resume()
+                again = await resume()
                 break
             except ConnectionLost:
                 await asyncio.sleep(0.3)
-        going_on = replace(plan, run_id=again.run_id, cancelled=None)
+        going_on = replace(plan, run_id=again.run_id, cancelled=None, is_poisoned=False)
         following = asyncio.create_task(self._follow(process, chance, again, going_on))
         result = await self._outcome(again)
         await following
@@ -457,8 +489,10 @@ class Simulation:
     async def _storm(self) -> None:
         """Lets things go wrong for a while, then heals everything."""
         chosen = self._part("storm")
-        tasks = [asyncio.create_task(self._weather(chosen))]
+        tasks = [] if self.is_poisoned else [asyncio.create_task(self._weather(chosen))]
         kinds = (self._pauses, self._kills, self._partitions, self._outages, self._drains)
+        if self.is_poisoned:
+            kinds = (self._drains,)
         tasks += [
             asyncio.create_task(kind(self._part(kind.__name__)))
             for kind in kinds
@@ -528,6 +562,13 @@ class Simulation:
             process.dead = True
             self.network.vanish(process, silently=silently)
             self.loop.in_world(chosen.uniform(0.05, 3), self._replace)
+
+    def _crash(self) -> None:
+        process = OWNER.get()
+        self._fault("poison", process.name)
+        process.dead = True
+        self.network.vanish(process, silently=False)
+        self.loop.in_world(0.5, self._replace)
 
     def _replace(self) -> None:
         self.start_worker()
@@ -615,6 +656,18 @@ class Simulation:
             self._check_clients(plan, status)
             if status == "completed":
                 self._check_completed(plan)
+        self._check_letters()
+
+    def _check_letters(self) -> None:
+        """Only what killed its workers is given up, however many others were lost with it."""
+        if letters := self._letters():
+            self._violated("dead letters", f"left are {letters}")
+        if self.is_poisoned and self.faults["poison"] != MAX_DELIVERIES:
+            self._violated("dead letters", f"it killed {self.faults['poison']} workers")
+
+    def _letters(self) -> dict[str, str]:
+        rows = self.server.ask("XRANGE", self.keys.dead, "-", "+")
+        return {entry.decode(): fields[fields.index(b"run") + 1].decode() for entry, fields in rows}
 
     def _check_clients(self, plan: RunPlan, status: str) -> None:
         views: set[tuple[str, ...]] = set()

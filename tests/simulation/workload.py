@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from random import Random
 from typing import Any, Final, cast
@@ -132,6 +133,8 @@ class Ledger:
     extras_sent: Counter[str] = field(default_factory=Counter)
     #: Values that somebody sent as an answer: (run, key) -> values.
     sent: defaultdict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: Ends the process at hand as a crash does; None: what was poison is mended.
+    crash: Callable[[], None] | None = None
     violations: list[tuple[str, str]] = field(default_factory=list)
 
     def violated(self, what: str, text: str) -> None:
@@ -168,11 +171,21 @@ async def _carry_out(ctx: Context[Any], ev: Job, attempt: int, flow: Workflow) -
                 await ctx.store.set(f"job{ev.number}", [ev.round, argument])
             case "ask" | "late":
                 answers.append(await _wait(ctx, ev, word, argument))
+            case "poison":
+                await _crash()
             case "child":
                 await _call(ctx, flow, argument)
             case _:
                 _tell(ctx, ev, word, argument)
     return answers
+
+
+async def _crash() -> None:
+    """Kills whatever runs it, until it is mended."""
+    crash = LEDGER.get().crash
+    if crash is not None:
+        crash()
+        await asyncio.get_running_loop().create_future()
 
 
 async def _call(ctx: Context[Any], flow: Workflow, seconds: float) -> None:
@@ -359,6 +372,8 @@ class RunPlan:
     cancelled: float | None
     #: Whether somebody answers its questions.
     is_answered: bool
+    #: Whether one of its jobs kills whatever runs it.
+    is_poisoned: bool = False
 
     @property
     def fails(self) -> bool:
@@ -375,6 +390,8 @@ class RunPlan:
     @property
     def endings(self) -> set[str]:
         """How it may end."""
+        if self.is_poisoned:
+            return {"failed"}
         endings = {"failed"} if self.fails else {"completed"}
         asks = any(word == "ask" for ops in self.begin.jobs for word, _ in ops)
         if asks and not self.is_answered:
@@ -384,6 +401,18 @@ class RunPlan:
         if self.timeout is not None:
             endings.add("timed_out")
         return endings
+
+    def poisoned(self, random: Random) -> RunPlan:
+        """Returns this run with a job that kills whatever runs it."""
+        jobs = [list(ops) for ops in self.begin.jobs]
+        ops = random.choice(jobs)
+        # What is sent before it is sent again by the continuation, so nothing is.
+        first = [at for at, (word, _) in enumerate(ops) if word in ("side", "parts", "list")]
+        ops.insert(random.randint(0, min(first, default=len(ops))), ["poison", 0])
+        # Innocent ones, which are under way when it kills.
+        jobs += [[["sleep", 1.0]] for _ in range(3)]
+        begin = self.begin.model_copy(update={"jobs": jobs})
+        return replace(self, begin=begin, is_poisoned=True)
 
     def result_fits(self, result: Any, sent: defaultdict[tuple[str, str], set[str]]) -> bool:
         """Tells whether the result of a run that completed is what its program says."""
