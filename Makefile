@@ -53,8 +53,8 @@ simulate: $(VENV) ## seeded simulations of a fleet under faults: SEEDS=1000, SEE
 	PYTHONPATH=. .venv/bin/python -m tests.simulation $(if $(MUTANTS),--mutants,$(if $(SEED),--seed $(SEED),\
 	  --seeds $(SEEDS) --start $(START)))
 
-chaos: $(VENV) ## faults on real processes, and their table in docs/guarantees.md: SCENARIO=F7 for one
-	PYTHONPATH=. .venv/bin/python -m tests.chaos $(SCENARIO)
+chaos: $(VENV) ## faults on real processes, and their table in docs/guarantees.md: SCENARIO=F7 for one, MINUTES=30
+	PYTHONPATH=. .venv/bin/python -m tests.chaos$(if $(MINUTES),.soak --minutes $(MINUTES), $(SCENARIO))
 
 check: $(VENV) check-lua ## lint, format, types, layers, Lua, spelling
 	.venv/bin/ruff check .

@@ -35,6 +35,8 @@ SEED: Final = "CHAOS_SEED"
 #: Where the page is that shows the figures, and between which lines.
 PAGE: Final = Path("docs/guarantees.md")
 BEGIN, END = "<!-- made by make chaos MINUTES=30 -->", "<!-- end of the soak -->"
+#: Minutes from which on the figures are worth a page.
+LONG: Final = 30.0
 #: Where the figures go, and the ledger and the record of one that failed.
 RESULTS: Final = Path(".chaos")
 
@@ -384,7 +386,6 @@ def main() -> None:
     """Runs a soak of some minutes and writes its figures down."""
     parser = argparse.ArgumentParser(prog="make chaos")
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--page", action="store_true", help=f"write the figures into {PAGE}")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="soak-"))
@@ -397,7 +398,7 @@ def main() -> None:
         raise
     (RESULTS / "soak.json").write_text(json.dumps(asdict(figures), indent=2) + "\n")
     print(*table(figures), sep="\n")
-    if arguments.page:
+    if arguments.minutes >= LONG:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
         PAGE.write_text("\n".join([f"{before}{BEGIN}\n", *table(figures), f"\n{END}{after}"]))
