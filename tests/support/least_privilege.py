@@ -34,3 +34,12 @@ def urls_of_roles(url: str, namespace: str) -> dict[str, str]:
             place = f"{words[2]}:{password}@{parts.netloc}"
             urls[role] = urlunsplit(parts._replace(netloc=place))
     return urls
+
+
+def server_options(namespace: str, password: str) -> list[str]:
+    """Returns options with which a server begins, and begins again, with a user for every role."""
+    options: list[str] = []
+    for role in ROLES:
+        _, _, name, *rules = shlex.split(user(role, namespace, password=password))
+        options += ["--user", name, *rules]
+    return options
