@@ -38,8 +38,9 @@ test: $(VENV) ## the quick suite
 test-all: $(VENV) test-redis5 test-acl ## everything, slow tests, redis-py 5 and the users of `acl` too
 	.venv/bin/pytest $(PYTEST_ARGS)
 
-test-acl: $(VENV) ## the conformance suite as the users that `stepfleet acl` prints
+test-acl: $(VENV) ## what uses a server, as the users that `stepfleet acl` prints
 	TEST_ACL=1 .venv/bin/pytest $(PYTEST_ARGS) -m "not slow" -k "redis or valkey" tests/conformance
+	TEST_ACL=1 .venv/bin/pytest $(PYTEST_ARGS) -m "not slow" tests/process tests/chaos tests/bad_input tests/trust
 
 test-redis5: $(VENV_REDIS5) ## the behavioural subset on redis-py 5 with arq
 	.venv-redis5/bin/pytest $(PYTEST_ARGS) -m "not slow" $(REDIS5_TESTS)

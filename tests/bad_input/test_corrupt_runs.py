@@ -209,13 +209,15 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
     for n in range(20):
         assert await (await place.client.start(Add, n=n)) == n + 1
 
-    inspector = Inspector(place.client.connection().reader.link, place.keys)
+    link = place.new_fleet("operator").link("test")
+    inspector = Inspector(link, place.keys)
     listed = {run_id: record async for run_id, record in inspector.runs()}
     if how == "type" and part not in ("timers", ":keys"):
         gone = [name for name in spoiled if await place.call("EXISTS", name) == 0]
         assert gone or (await inspector.damaged()).keys() == {"bad"}
     assert len(listed) >= 20
     await inspector.delete_damaged("bad")
+    await link.close()
     assert [name for name in await place.run_keys() if ":run:bad" in name] == []
     assert await (await place.client.start(Add, n=1)) == 2
     assert all(not task.done() for _, task in place.workers)

@@ -39,7 +39,7 @@ class Place:
         self.namespace = namespace
         self.in_memory = url.startswith("memory:")
         #: By role; the same for all unless the suite runs as least-privilege users.
-        self._urls: dict[str, str] = dict.fromkeys(("worker", "producer"), url)
+        self._urls: dict[str, str] = dict.fromkeys(("worker", "producer", "operator"), url)
         if least_privilege.is_asked_for() and not self.in_memory:
             self._urls = least_privilege.urls_of_roles(url, namespace)
         self._settings = Settings(namespace=namespace, **settings)
