@@ -184,7 +184,7 @@ def test_a_server_that_is_away_is_named_with_its_place(
 ) -> None:
     port = free_port()
     url = f"redis://u:hush@127.0.0.1:{port}"
-    done = run(url, *arguments, program=program, STEPFLEET_CONNECT_TIMEOUT="300ms")
+    done = run(url, *arguments, program=program, STEPFLEET_CONNECT_TIMEOUT="2s")
 
     assert done.code() == code
     reason = f"Error 111 connecting to 127.0.0.1:{port}. Connect call failed ('127.0.0.1', {port})"
@@ -192,7 +192,7 @@ def test_a_server_that_is_away_is_named_with_its_place(
     assert (
         done.err
         == {
-            WORKER: f"workflow-worker: {place} does not answer: {reason} (tried for 0.3 s)\n",
+            WORKER: f"workflow-worker: {place} does not answer: {reason} (tried for 2 s)\n",
             OPERATOR: f"stepfleet: {place}: Redis did not answer: {reason}.\n",
         }[program]
     )

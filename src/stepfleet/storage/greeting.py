@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from stepfleet.errors import StoreRefused
 
@@ -24,29 +24,32 @@ LOOK: Final = 2.0
 _PLAIN: Final = (b"+PONG", b"-NOAUTH", b"-NOPERM", b"-DENIED", b"-LOADING", b"-MASTERDOWN")
 
 
-async def greet(connection: AbstractConnection, name: str) -> None:
+async def greet(connection: AbstractConnection, name: str, *, is_first: bool) -> None:
     """Open a connection and give it a name that `CLIENT LIST` shows.
+
+    Only the first one to a server is looked at closely when it fails: later it is an outage, which should
+    not last longer for it.
 
     Raises:
         StoreRefused: client and server do not agree about TLS, or about the certificate.
         redis.RedisError, OSError: anything else.
     """
     try:
-        await _opened(connection)
+        await _opened(connection, is_first=is_first)
         if name:
             await connection.send_command("CLIENT", "SETNAME", name)
             await connection.read_response()
-    except (ResponseError, AuthenticationError):
+    except (ResponseError, AuthenticationError, BusyLoadingError):
         raise  # it was understood
     except (RedisError, OSError) as error:
-        reason = await _misunderstanding(connection, error)
+        reason = await _misunderstanding(connection, error) if is_first else None
         if reason is None:
             raise
         raise StoreRefused(reason) from error
 
 
-async def _opened(connection: AbstractConnection) -> None:
-    if not isinstance(connection, SSLConnection):
+async def _opened(connection: AbstractConnection, *, is_first: bool) -> None:
+    if not is_first or not isinstance(connection, SSLConnection):
         await connection.connect()
         return
     opening = asyncio.ensure_future(connection.connect())

@@ -86,6 +86,7 @@ class Link:
         self._connect = connect
         self._name = name
         self._connection: AbstractConnection | None = None
+        self._has_greeted = False
         self._turn = asyncio.Lock()
         #: Calls made so far (a pipeline or a script is one): what the cost guard counts.
         self.calls_made = 0
@@ -207,7 +208,8 @@ class Link:
             if connection is None:
                 connection = self._connect()
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await greet(connection, self._name)
+                    await greet(connection, self._name, is_first=not self._has_greeted)
+                self._has_greeted = True
                 self._connection = connection
             yield connection
         except ResponseError as error:
