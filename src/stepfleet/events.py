@@ -56,7 +56,7 @@ class DictLikeModel(BaseModel):
 
     def model_post_init(self, context: Any, /) -> None:
         """Put keywords that name a private attribute, and the dynamic part of a dump, in place."""
-        dynamic = self._data
+        dynamic: dict[str, Any] | None = self.__pydantic_extra__
         if not dynamic:
             return
         nested = dynamic.pop(DYNAMIC_FIELDS_KEY, None)

@@ -42,11 +42,13 @@ _REFUSED: Final = re.compile(r"input_value=.*?, input_type=", re.DOTALL)
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-class step_log_context:  # noqa: N801 - used as a function: `with step_log_context(...)`
-    """Puts workflow, run, step, delivery and attempt on every line logged inside.
+def enter_step_log(workflow: str, run_id: str, step: str, delivery: str, attempt: int) -> None:
+    """Put workflow, run, step, delivery and attempt on every line that this task logs from now on."""
+    _current.set(StepLog(workflow, run_id, step, delivery, attempt))
 
-    A class and not a generator because it is entered for every step: 0.6 us instead of 1.4 us.
-    """
+
+class step_log_context:  # noqa: N801 - used as a function: `with step_log_context(...)`
+    """Puts workflow, run, step, delivery and attempt on every line logged inside."""
 
     __slots__ = ("_record", "_token")
 

@@ -144,6 +144,8 @@ def definition_of(plan: Plan, workflow: Workflow) -> Definition:
 def arguments_digest(workflow: Workflow, codec: Codec) -> str:
     """Return a digest of the constructor arguments that steps may see; '?' when they are not comparable."""
     args, kwargs = options_of(workflow).constructor_arguments
+    if not args and OWN_ARGUMENTS.issuperset(kwargs):
+        return ""
     given = signature(type(workflow).__init__).bind(workflow, *args, **kwargs)
     # Self is no argument; what goes into **kwargs counts under its own name, as if it were named.
     (_, *named), rest = given.arguments.items(), given.kwargs

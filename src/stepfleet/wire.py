@@ -305,11 +305,11 @@ def _typed(fields: list[Any], shape: tuple[type, ...], what: str, data: bytes) -
 
 def _unpack(data: bytes, what: str, length: int | None) -> list[Any]:
     try:
-        unpacked = msgpack.unpackb(data, strict_map_key=False)
+        unpacked: Any = msgpack.unpackb(data, strict_map_key=False)
     except Exception as error:
         raise DecodeError(f"a {what} is not readable: {error}", data) from error
-    fields = cast("list[Any]", unpacked) if isinstance(unpacked, list) else []
-    if not fields or not isinstance(fields[0], int):
+    fields: list[Any] = unpacked
+    if not isinstance(unpacked, list) or not fields or not isinstance(fields[0], int):
         raise DecodeError(f"a {what} is not a versioned record", data)
     version, *rest = fields
     if version > VERSION:

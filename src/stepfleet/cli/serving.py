@@ -6,6 +6,7 @@ Layer: cli.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,8 @@ HEALTH_S: Final = 3.0
 LEAVING_S: Final = 3.0
 #: Seconds between two looks at the parent.
 WATCH_S: Final = 0.5
+#: Objects after which Python looks for cyclic garbage: in the young ones, and how often in older ones.
+COLLECT_AFTER: Final = (50_000, 20, 20)
 
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -94,6 +97,7 @@ async def serve(job: Job) -> int:
         SettingsError: the health file cannot be written.
     """
     signals = _Signals()
+    _collect_seldom()
     try:
         await _probe(job)
     except asyncio.CancelledError:
@@ -115,6 +119,15 @@ async def serve(job: Job) -> int:
     logger.info("ended: exit_code=%d", code)
     leave_within(LEAVING_S, code)
     return code
+
+
+def _collect_seldom() -> None:
+    """Let Python look for cyclic garbage seldom: with its defaults that took a third of the time under load."""
+    if os.environ.get("NOGC"):
+        return
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _metrics(job: Job) -> Metrics | None:

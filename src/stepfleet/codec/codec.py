@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 from stepfleet.codec.decoding import Decoder, UnknownType
 from stepfleet.codec.encoding import Encoder, Limits, locate, pack_rest
@@ -127,7 +127,8 @@ class Codec:
             return make_generic_event(type_id, self._decoder.generic_fields(raw, 0))
         if not isinstance(plan, ModelPlan) or not issubclass(plan.cls, Event):
             raise Malformed(f"{type_id} is not an event here")
-        return cast(Event, self._decoder.model(plan, raw, 0))
+        event: Event = self._decoder.model(plan, raw, 0)
+        return event
 
     def _encode(
         self, value: Any, where: str, lowered: Callable[[Encoder], Any], *, depth: int

@@ -177,9 +177,9 @@ def _unknown_type(type_id: str, registry: TypeRegistry) -> str:
 
 
 def _mapping(raw: Any) -> dict[str, Any]:
+    mapping: dict[str, Any] = raw
     if type(raw) is not dict:
         raise Malformed("a mapping of names to values is expected")
-    mapping = cast("dict[Any, Any]", raw)
     if not STR.issuperset(map(type, mapping)):
         raise Malformed("a mapping has a name that is not a str")
     return mapping
@@ -188,6 +188,7 @@ def _mapping(raw: Any) -> dict[str, Any]:
 def _names(raw: Any) -> list[str] | None:
     if raw is None:
         return None
-    if type(raw) is not list or not STR.issuperset(map(type, cast("list[Any]", raw))):
+    names: list[str] = raw
+    if type(raw) is not list or not STR.issuperset(map(type, names)):
         raise Malformed("a list of names is expected")
-    return cast("list[str]", raw)
+    return names

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import msgpack
 
@@ -38,15 +38,10 @@ def new_packer(default: Callable[[Any], Any] | None = None) -> Packer:
     A packer is not shared: its buffer is not safe when a thread, or a finalizer of the same thread,
     encodes in the middle of a call. A fresh one costs 0.2 µs.
     """
-    return cast(
-        Packer,
-        msgpack.Packer(
-            strict_types=True,
-            default=default,
-            buf_size=_BUFFER_BYTES,
-            unicode_errors=UNICODE_ERRORS,
-        ),
+    packer: Any = msgpack.Packer(
+        strict_types=True, default=default, buf_size=_BUFFER_BYTES, unicode_errors=UNICODE_ERRORS
     )
+    return packer
 
 
 def extension(code: int, data: bytes) -> Any:

@@ -146,7 +146,7 @@ class Context(OldForms, Generic[StateT]):
         self.headers: dict[str, str] | None = None
         self._step: StepFace | None = None
         self._run: RunFace | None = None
-        self._local = LocalPort()
+        self._local_port: LocalPort | None = None
         self._local_store: StateStore[Any] | None = None
         if previous_context is not None:
             serializer = serializer or _serializer_of(workflow)
@@ -176,6 +176,13 @@ class Context(OldForms, Generic[StateT]):
         context: Context[Any] = cls()
         context._step = face
         return context
+
+    @property
+    def _local(self) -> LocalPort:
+        # Most contexts are those of steps, which never need it (1.2 us).
+        if self._local_port is None:
+            self._local_port = LocalPort()
+        return self._local_port
 
     @staticmethod
     def get_step_context() -> Context[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from stepfleet.core.commit import Route
@@ -47,8 +46,7 @@ class Collected(NamedTuple):
     released: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traces:
+class Traces(NamedTuple):
     """What an execution leaves behind, whatever its outcome."""
 
     #: Effects that did not go out while the step ran.
@@ -71,8 +69,7 @@ class Traces:
     ended_runs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Returned:
+class Returned(NamedTuple):
     """The step returned."""
 
     event: Encoded | None
@@ -82,8 +79,7 @@ class Returned:
     traces: Traces = Traces()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(NamedTuple):
     """The step raised."""
 
     error: BaseException
@@ -92,8 +88,7 @@ class Failed:
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspended:
+class Suspended(NamedTuple):
     """The step waits for an event."""
 
     event_type: type[Event]
@@ -112,13 +107,11 @@ class Suspended:
     traces: Traces = Traces()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class Lost(NamedTuple):
     """Its workers died too often."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
+class Unreadable(NamedTuple):
     """This code cannot decode it."""
 
     error: Exception

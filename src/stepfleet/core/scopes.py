@@ -8,8 +8,7 @@ brought enough). That delivery belongs to the scope around, in which it was coun
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from stepfleet.collect import Take
@@ -83,7 +82,7 @@ def to_steps(
     plan: Plan,
     *,
     kind: str,
-    but: Container[str] = (),
+    but: Collection[str] = (),
     awaitable: bool = True,
 ) -> Iterator[Word]:
     """Yield the words that bring events of one type to all steps that take it, `but` for some.
@@ -92,14 +91,20 @@ def to_steps(
     """
     scopes = scopes_of(lineage)
     scope, source = scopes[-1] if scopes else ("", "")
-    routes = [route for route in plan.accepted_by(event_type) if route.step not in but]
-    collectors = [spec for spec in plan.collected_by(event_type, source) if spec.name not in but]
+    routes: Sequence[Route] = plan.accepted_by(event_type)
+    collectors = plan.collected_by(event_type, source) if scopes else ()
+    if but:
+        routes = [route for route in routes if route.step not in but]
+        collectors = [spec for spec in collectors if spec.name not in but]
     if not routes and not collectors and awaitable:
-        routes = [plan.system]
+        routes = (plan.system,)
 
     def named(step: str) -> tuple[tuple[str, bytes], ...]:
         return tuple(
-            (delivery_id(delivery.id, step, kind, position), record) for position, record in records
+            [
+                (delivery_id(delivery.id, step, kind, position), record)
+                for position, record in records
+            ]
         )
 
     for number, route in enumerate(routes):
@@ -184,9 +189,12 @@ def _passed_on(
     for event in events:
         if issubclass(event.event_type, InputRequiredEvent):
             yield Publish(_public(event, delivery, outcome.traces.execution))
-    for _, group in groupby(enumerate(events), key=lambda one: one[1].event_type):
-        records = [(position, _record(delivery, event, lineage)) for position, event in group]
-        event_type = events[records[0][0]].event_type
+    groups: list[tuple[type[Event], list[tuple[int, bytes]]]] = []
+    for position, event in enumerate(events):
+        if not groups or groups[-1][0] is not event.event_type:
+            groups.append((event.event_type, []))
+        groups[-1][1].append((position, _record(delivery, event, lineage)))
+    for event_type, records in groups:
         if issubclass(event_type, InputRequiredEvent) and not plan.graph.acceptors(event_type):
             continue
         yield from to_steps(delivery, event_type, records, lineage, plan, kind="return")

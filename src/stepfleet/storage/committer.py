@@ -38,7 +38,7 @@ from stepfleet.core.commit import (
     Write,
 )
 from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
-from stepfleet.storage.run_store import RunStore
+from stepfleet.storage.run_store import APPLIED, RunStore
 
 logger = logging.getLogger("stepfleet.committer")
 
@@ -147,6 +147,10 @@ class Committer:
 
     async def _send(self, batch: list[tuple[Commit, Done, int, int]]) -> None:
         answers = await self._answered([item[0] for item in batch])
+        if all(answer is APPLIED for answer in answers):
+            for _, done, _, _ in batch:
+                done(APPLIED)
+            return
         refused = [item for item, answer in zip(batch, answers, strict=True) if _is_refused(answer)]
         if refused and "READONLY" in _reason(answers):
             # A replica now: the next connection may reach the master.

@@ -208,13 +208,16 @@ class Consumer:
 def _arrival(
     route: Route, entry: str, fields: Sequence[bytes], deliveries: int, *, fresh: bool
 ) -> Arrival:
-    content: Mapping[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=False))
-    run_id = content.get(b"r", b"").decode("utf-8", "replace")
-    name = content.get(b"i", b"").decode("utf-8", "replace")
-    step = content.get(b"w")
-    if step is not None:
-        return Alarm(run_id, route, entry, step.decode())
-    raw = content.get(b"d", b"")
+    if len(fields) == 6 and fields[0] == b"r" and fields[2] == b"i" and fields[4] == b"d":
+        run_id, name = str(fields[1], "utf-8", "replace"), str(fields[3], "utf-8", "replace")
+        raw = fields[5]
+    else:
+        content: Mapping[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=False))
+        run_id = content.get(b"r", b"").decode("utf-8", "replace")
+        step = content.get(b"w")
+        if step is not None:
+            return Alarm(run_id, route, entry, step.decode())
+        name, raw = content.get(b"i", b"").decode("utf-8", "replace"), content.get(b"d", b"")
     try:
         record: Record = decode_record(raw)
     except DecodeError as error:

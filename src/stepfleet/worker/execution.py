@@ -117,7 +117,7 @@ class Execution:
         self._open_store = open_store
         self._store: StateStore[Any] | None = None
         #: Runs that the step awaited to their end.
-        self.ended_runs: list[str] = []
+        self.ended_runs: dict[str, None] = {}
         self.known = known
         #: An execution of this attempt before this one may have had effects.
         self.repeated = (
@@ -422,19 +422,19 @@ class Execution:
             WorkflowRuntimeError: it is neither, or its signature does not say so.
             EncodeError: an event cannot travel.
         """
-        name, spec = self.spec.name, self.spec
-        kind = cast("type[Any]", type(value)).__name__
+        spec = self.spec
         if spec.listed and isinstance(value, list):
             return None, self._members(cast("list[Any]", value))
         if value is None:
             return None, None
         if not isinstance(value, Event):
             raise WorkflowRuntimeError(
-                f"Step function {name} returned {kind} instead of an Event instance."
+                f"Step function {spec.name} returned {type(value).__name__} instead of an Event "
+                "instance."
             )
         if spec.listed and not isinstance(value, spec.bare):
             raise WorkflowRuntimeError(
-                f"Step function {name} returned a bare {kind} but its return "
+                f"Step function {spec.name} returned a bare {type(value).__name__} but its return "
                 "annotation only declares it inside a list. Return a one-element list to fan out, "
                 "or declare the bare type as a union member (e.g. -> list[A] | B) for ordinary "
                 "dispatch."

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
-from stepfleet.core.delivery import Delivery, content_digest, delivery_id
+from stepfleet.core.delivery import content_digest, delivery_id
+from stepfleet.worker.execution import Execution
+from stepfleet.worker.held import Held
 from stepfleet.workflow import Runtime, Workflow, options_of
 
 
+class Lender(Protocol):
+    """What holds the delivery of a step that starts runs: the processor."""
+
+    def instances(self) -> Mapping[str, Workflow]:
+        """Return the workflows of this process by name."""
+        ...
+
+    def lend(self, held: Held) -> None:
+        """Give the slot and the place of a step that waits for a run to others."""
+        ...
+
+    async def go_on(self, held: Held) -> None:
+        """Return when a step that has waited may run on."""
+        ...
+
+
 class StepParent:
-    """One execution of a step (`parents.Parent`)."""
+    """One execution of a step (`parents.Parent`). Made for every step, so it makes nothing itself."""
 
     def __init__(
         self,
-        delivery: Delivery,
+        lender: Lender,
+        held: Held,
+        execution: Execution,
         runtime: Runtime | None,
-        served: Mapping[str, Workflow],
-        *,
-        lend: Callable[[], None],
-        go_on: Callable[[], Awaitable[None]],
-        saw_end: Callable[[str], None],
     ) -> None:
-        self._delivery = delivery
-        self._served = served
-        self._lend = lend
-        self._go_on = go_on
-        self._saw_end = saw_end
-        self._starts: Counter[str] = Counter()
-        self._ended: set[str] = set()
+        self._lender = lender
+        self._held = held
+        self._execution = execution
+        self._starts: dict[str, int] | None = None
         self._waits = 0
-        self.run_id: str = delivery.run_id
+        self.run_id: str = execution.run_id
         self.runtime = runtime
 
     def name_of(self, workflow: Workflow) -> str | None:
         """Return the name under which this worker serves a workflow: this instance, else its only one."""
         if options_of(workflow).explicit_name is not None:
             return None
-        for name, instance in self._served.items():
+        served = self._lender.instances()
+        for name, instance in served.items():
             if instance is workflow:
                 return name
-        same = [name for name, one in self._served.items() if type(one) is type(workflow)]
+        same = [name for name, one in served.items() if type(one) is type(workflow)]
         return same[0] if len(same) == 1 else None
 
     def next_child(self, workflow: str, type_id: str, payload: bytes) -> str:
@@ -50,17 +63,19 @@ class StepParent:
         this content, as if it had sent it, and n counts equal ones. An explicit retry starts anew.
         """
         content = content_digest(type_id, payload)
-        parent = f"{self.run_id}/{self._delivery.id}"
-        kind = f"child:{self._delivery.record.attempt}"
-        name = delivery_id(parent, workflow, kind, content)
-        self._starts[name] += 1
-        return f"{self.run_id.partition('~')[0]}~{name}.{self._starts[name]}"
+        delivery = self._execution.delivery
+        parent = f"{self.run_id}/{delivery.id}"
+        name = delivery_id(parent, workflow, f"child:{delivery.record.attempt}", content)
+        if self._starts is None:
+            self._starts = {}
+        number = self._starts[name] = self._starts.get(name, 0) + 1
+        return f"{self.run_id.partition('~')[0]}~{name}.{number}"
 
     def waits(self) -> None:
         """Lend the slot, if this is the first of the waits that go on."""
         self._waits += 1
         if self._waits == 1:
-            self._lend()
+            self._lender.lend(self._held)
 
     def waits_no_more(self) -> None:
         """Note that one of the waits is over."""
@@ -69,10 +84,8 @@ class StepParent:
     async def goes_on(self) -> None:
         """Return when the step may run on."""
         if self._waits == 0:
-            await self._go_on()
+            await self._lender.go_on(self._held)
 
     def saw_end(self, run_id: str) -> None:
         """Note that a run has ended: if it is a child, nobody needs to end it any more."""
-        if run_id not in self._ended:
-            self._ended.add(run_id)
-            self._saw_end(run_id)
+        self._execution.ended_runs[run_id] = None

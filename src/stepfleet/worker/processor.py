@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ from stepfleet.errors import (
     WorkflowRuntimeError,
 )
 from stepfleet.graph import StepSpec
-from stepfleet.instrumentation import step_log_context
+from stepfleet.instrumentation import enter_step_log, step_log_context
 from stepfleet.parents import enter_parent
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
@@ -73,6 +73,7 @@ from stepfleet.worker.execution import (
     Known,
     is_answer,
 )
+from stepfleet.worker.held import Held
 from stepfleet.worker.observer import Observer
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
@@ -88,27 +89,6 @@ ARM_AFTER: Final = 0.05
 ENDED: Final = 10_000
 #: From this many deliveries on, one runs alone among its like: it may be what kills workers.
 SUSPECT: Final = 3
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A delivery that this process owns."""
-
-    delivery: Delivery
-    started: float
-    task: asyncio.Task[None] | None = None
-    #: Whether it takes a place: its step runs, or stands in line to run once more.
-    has_place: bool = False
-    #: Its next execution waits for a place.
-    in_line: asyncio.Future[None] | None = None
-    execution: Execution | None = None
-    armed: bool = False
-    #: Runs as the only suspect.
-    alone: bool = False
-    #: Waits or has waited for another run: others may have its slot.
-    lent: bool = False
-    #: Why it was cancelled: 'over', 'gone' or 'drain'.
-    cancelled: str = ""
 
 
 @dataclass(slots=True)
@@ -257,11 +237,10 @@ class Processor:
 
     async def _take_place(self, held: Held) -> None:
         """Wait for a place for a further execution."""
-        if not held.has_place:
-            held.in_line = asyncio.get_running_loop().create_future()
-            self._in_line.append(held)
-            self._fill_places()
-            await held.in_line
+        held.in_line = asyncio.get_running_loop().create_future()
+        self._in_line.append(held)
+        self._fill_places()
+        await held.in_line
 
     def _give_place(self, held: Held) -> None:
         if held.has_place:
@@ -320,11 +299,15 @@ class Processor:
             )
             await self._after(delivery, answer)
             return
-        delivery = held.delivery = await self._with_batch(delivery, served.plan)
+        enter_step_log(*_log_fields(delivery))
+        spec = served.plan.spec(delivery.route)
+        if spec is not None and (spec.collects or spec.slots):
+            delivery = held.delivery = await self._with_batch(delivery, spec, served.plan)
         known, rerun = NOTHING_KNOWN, False
         while True:
-            await self._take_place(held)
-            outcome = await self._outcome(held, served, known, rerun)
+            if not held.has_place:
+                await self._take_place(held)
+            outcome = await self._outcome(held, served, spec, known, rerun)
             self._give_place(held)
             delivery = held.delivery
             if held.cancelled:
@@ -338,11 +321,9 @@ class Processor:
                 return
             held.armed, rerun = False, True
 
-    async def _with_batch(self, delivery: Delivery, plan: Plan) -> Delivery:
+    async def _with_batch(self, delivery: Delivery, spec: StepSpec, plan: Plan) -> Delivery:
         """Read the events of a delivery that stands for several."""
-        spec, keys, run_id = plan.spec(delivery.route), self._fleet.keys, delivery.run_id
-        if spec is None or not (spec.collects or spec.slots):
-            return delivery
+        keys, run_id = self._fleet.keys, delivery.run_id
         name = keys.batch(run_id, delivery.id)
         if spec.collects:
             try:
@@ -359,7 +340,7 @@ class Processor:
         """Commit an outcome; a conflict comes with what moved, for the next execution."""
         while True:
             commit = self._decided(delivery, outcome, plan)
-            answer = await self._committer.commit(commit)
+            answer = await self._committer.sent(commit)
             if answer.word == "full" and answer.detail == "deliveries":
                 outcome = self._exhausted(delivery, outcome)
                 continue
@@ -377,7 +358,7 @@ class Processor:
             if any(is_answer(raw, outcome, plan) for raw in known.inbox):
                 return known, answer
             # Nothing of what came meanwhile is for this wait: it begins all the same.
-            outcome = replace(outcome, inbox_seen=known.inbox_seen)
+            outcome = outcome._replace(inbox_seen=known.inbox_seen)
 
     def _too_many_waits(self, delivery: Delivery) -> TooLargeError:
         return TooLargeError(
@@ -408,11 +389,12 @@ class Processor:
             failed = Failed(error=error, traces=traces)
             return settled(decide(delivery, failed, plan, now_ms=now_ms), delivery, failed, plan)
 
-    async def _outcome(self, held: Held, served: Served, known: Known, rerun: bool) -> Outcome:
+    async def _outcome(
+        self, held: Held, served: Served, spec: StepSpec | None, known: Known, rerun: bool
+    ) -> Outcome:
         delivery = held.delivery
         if delivery.deliveries > self._max_deliveries:
             return Lost()
-        spec = served.plan.spec(delivery.route)
         if spec is None:
             return UnreadableOutcome(
                 error=DecodeError(f"this code has no step {delivery.route.step!r}")
@@ -428,17 +410,16 @@ class Processor:
             delivery = held.delivery = delivery._replace(trace=span.headers)
         execution = held.execution = self._execution(held, served, spec, known, rerun)
         current_runtime.set(self._runtime)
-        parent = self._parent(held, execution)
+        parent = StepParent(self, held, execution, self._runtime)
         enter_parent(parent)
         began = 0.0 if self._observer is None else self._clock.steady()
         running = run_step(execution, served.instance, executor=self._executor, clock=self._clock)
-        with _step_log_context(delivery):
-            if span is None:
+        if span is None:
+            outcome = await running
+        else:
+            with span:
                 outcome = await running
-            else:
-                with span:
-                    outcome = await running
-                    span.ended(outcome, execution.joined)
+                span.ended(outcome, execution.joined)
         execution.end("the step has returned")
         if self._observer is not None:
             ran_s = self._clock.steady() - began
@@ -575,8 +556,7 @@ class Processor:
             level, text = logging.ERROR, "dead letter: the workers that ran this died"
         else:
             return
-        with _step_log_context(delivery):
-            logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
+        logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
 
     # -- effects -----------------------------------------------------------------------------------
 
@@ -607,21 +587,15 @@ class Processor:
         if not isinstance(answer, Answer) or answer.word not in ("gone", "over", "unknown-run"):
             return
         if answer.word == "gone" and not held.cancelled:
-            with _step_log_context(held.delivery):
+            with step_log_context(*_log_fields(held.delivery)):
                 logger.warning("another worker took this delivery, its execution here ends")
         self._abandon(held, "gone" if answer.word == "gone" else "over")
 
-    def _parent(self, held: Held, execution: Execution) -> StepParent:
-        return StepParent(
-            execution.delivery,
-            self._runtime,
-            {name: served.instance for name, served in self._served.items()},
-            lend=lambda: self._lend(held),
-            go_on=lambda: self._go_on(held),
-            saw_end=execution.ended_runs.append,
-        )
+    def instances(self) -> dict[str, Workflow]:
+        """Return the workflows of this process by name."""
+        return {name: served.instance for name, served in self._served.items()}
 
-    def _lend(self, held: Held) -> None:
+    def lend(self, held: Held) -> None:
         """Give the slot and the place of a step that waits for a run to others, for good."""
         delivery, first = held.delivery, not held.lent
         if first:
@@ -641,7 +615,7 @@ class Processor:
         commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
         self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
 
-    async def _go_on(self, held: Held) -> None:
+    async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again."""
         delivery = held.delivery
         if delivery.deliveries == 1:
@@ -812,9 +786,9 @@ def _ignored(answer: Answer | StoreError) -> None:
     """Every answer is final."""
 
 
-def _step_log_context(delivery: Delivery) -> step_log_context:
+def _log_fields(delivery: Delivery) -> tuple[str, str, str, str, int]:
     route, attempt = delivery.route, max(delivery.record.attempt, 1)
-    return step_log_context(route.workflow, delivery.run_id, route.step, delivery.id, attempt)
+    return route.workflow, delivery.run_id, route.step, delivery.id, attempt
 
 
 def _consequence(words: Sequence[Word]) -> str:

@@ -16,6 +16,7 @@ from stepfleet.context.old_forms import data_of
 from stepfleet.core.outcome import Failed, Outcome, Returned, Suspended, Unreadable
 from stepfleet.errors import DecodeError
 from stepfleet.resource import resolved
+from stepfleet.stepwise import Stepwise
 from stepfleet.worker.execution import Execution, Suspend
 from stepfleet.workflow import resource_manager_of, stepwise_of
 
@@ -41,7 +42,11 @@ async def run_step(
         return int((clock.steady() - started) * 1000)
 
     try:
-        returned = await _gated(execution, instance, events, executor)
+        gate = stepwise_of(instance)
+        if gate is None:
+            returned = await _called(execution, instance, events, executor)
+        else:
+            returned = await _gated(gate, execution, instance, events, executor)
         event, members = execution.returned(returned)
     except Suspend as wait:
         return _suspended(execution, wait, age_ms())
@@ -63,11 +68,8 @@ async def run_step(
 
 
 async def _gated(
-    execution: Execution, instance: Any, events: dict[str, Any], executor: Executor
+    gate: Stepwise, execution: Execution, instance: Any, events: dict[str, Any], executor: Executor
 ) -> Any:
-    gate = stepwise_of(instance)
-    if gate is None:
-        return await _called(execution, instance, events, executor)
     await gate.enter()
     returned = None
     try:
@@ -83,10 +85,13 @@ async def _called(
     spec = execution.spec
     context: Context[Any] = Context.of_step(execution)
     context.enter_step()
-    arguments = dict(events)
+    arguments = events
     if spec.context_param is not None:
         arguments[spec.context_param] = context
     if spec.timeout is None:
+        plain = spec.is_async and spec.is_method and not (spec.resources or spec.pass_context)
+        if plain and not dispatched.is_used():
+            return await spec.function(instance, **arguments)
         return await _finished(execution, instance, arguments, executor)
     limit = asyncio.timeout(spec.timeout)
     try:
