@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -190,6 +191,7 @@ def commit() -> str:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with it
     everything = QUICK_PEERS if QUICK and not os.environ.get("PEERS") else tuple(PEERS)
     peers = chosen("PEERS", everything, ("stepfleet", "ceiling"))
     workloads = chosen("ONLY", tuple(WORKLOADS))

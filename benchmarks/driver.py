@@ -18,7 +18,7 @@ from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.measure import WrongResult
 
 #: Workers may take that long to come up.
-READY_SECONDS = 35
+READY_SECONDS = 20
 
 
 async def warm_up(peer: Any) -> None:

@@ -27,7 +27,7 @@ def python_of(peer: str) -> Path:
     packages = PEERS[peer].packages
     if not packages:
         return own_python()
-    folder = ROOT / f".venv-bench-{peer}"
+    folder = ROOT / f".venv-bench-{peer.partition('-')[0]}"
     python, stamp = folder / "bin" / "python", folder / ".installed"
     if stamp.exists() and stamp.read_text() == "\n".join(packages):
         return python

@@ -27,8 +27,6 @@ PERSISTENCE = {
     "none": ["--save", "", "--appendonly", "no"],
     "everysec": ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"],
 }
-#: Redis counts commands inside of scripts like others; of stepfleet and the ceiling these are the calls.
-CALLS = {f"cmdstat_{name}" for name in ("eval", "evalsha", "fcall", "xreadgroup", "xread")}
 #: A driver answers within the limit of its measure; this much later it is given up.
 GRACE_SECONDS = 30
 
@@ -65,7 +63,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def megabytes(pids: list[int]) -> float:
-    """Return the memory of processes, with what they share counted once (PSS where it can be read)."""
+    """Return the resident memory of processes; what they share is counted for each of them."""
     total = 0
     for pid in pids:
         try:
@@ -195,7 +193,8 @@ class Session:
         stats = {name: one for name, one in info.items() if name.startswith("cmdstat_")}
         return {
             "commands": sum(one["calls"] for one in stats.values()),
-            "calls": sum(one["calls"] for name, one in stats.items() if name in CALLS),
+            # Commands inside of scripts are counted like others, but a call has one answer.
+            "calls": info["total_writes_processed"],
             "bytes in": info["total_net_input_bytes"],
             "bytes out": info["total_net_output_bytes"],
             "Redis bytes": info["used_memory"],

@@ -22,6 +22,10 @@ PEERS: dict[str, About] = {
         packages=("redis[hiredis]>=5.2,<6", "uvloop", "msgpack"),
         settings="hand-made: streams, one Lua call per batch of up to 100, uvloop; no guarantees",
     ),
+    "ceiling-overlapping": About(
+        packages=("redis[hiredis]>=5.2,<6", "uvloop", "msgpack"),
+        settings="the same, reading and committing at the same time, calls packed by hiredis",
+    ),
     "llama": About(
         packages=("llama-index-workflows==2.26.1",),
         settings="in the producer's process, num_workers 100 in fans, else 4 (default)",
@@ -78,6 +82,7 @@ _MODULES = {
     "stepfleet": "fleet",
     "stepfleet-memory": "workflow",
     "llama": "workflow",
+    "ceiling-overlapping": "on_ceiling",
 }
 
 
@@ -92,6 +97,8 @@ def worker_commands(peer: str, python: Path, count: int) -> list[list[str]]:
     match peer:
         case "stepfleet":
             return [[str(programs / "workflow-worker"), "benchmarks.flows:workflows", *LOG]] * count
+        case "ceiling-overlapping":
+            return [[str(python), "-m", module, "overlapping"]] * count
         case "dramatiq":
             return [[str(programs / "dramatiq"), module, "-p", str(count), "-t", "8"]]
         case "taskiq":

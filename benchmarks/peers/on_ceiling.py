@@ -2,9 +2,10 @@
 
 One stream, one group. Workers read up to 100 entries, run each step as a task, as users need it, and commit
 what is done in one Lua call: next entries added, the result of every step recorded by id, that of a run
-told to its producer, entries acknowledged and deleted.
-Reading and committing overlap on two connections; calls are packed by hiredis. The producer adds
-entries in pipelines of 100 and reads the results of its runs by their ids from a stream of its own.
+told to its producer, entries acknowledged and deleted. The producer adds entries in pipelines of 100 and reads
+the results of its runs by their ids from a stream of its own.
+There are two of it. One reads, works and commits in turn: what the goals are measured against. In the other one
+reading and committing overlap on two connections, and calls are packed by hiredis: the most that is possible.
 Left out: fence, slots, retries, recovery, time-outs, typed events, anything public.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,8 +85,34 @@ async def do(message: list[Any]) -> tuple[Any, ...]:
     return ("", run, reply, pack(value))
 
 
-class Worker:
-    """Reads, works and commits; what is done while a commit is under way goes with the next one."""
+async def group(url: str) -> tuple[redis.Redis, str]:
+    """Return a client, and the name of the script, once stream and group are there."""
+    client = redis.Redis.from_url(url, protocol=2)
+    try:
+        await client.xgroup_create(STREAM, "g", "0", mkstream=True)
+    except redis.ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+    return client, await client.script_load(COMMIT)
+
+
+async def in_turn(url: str) -> None:
+    """Read a batch, run its steps, commit it, read the next one: with redis-py as it is."""
+    client, sha = await group(url)
+    me = str(os.getpid())
+    while True:
+        found = await client.xreadgroup("g", me, {STREAM: ">"}, count=BATCH, block=2000)
+        for _, entries in found:
+            messages = [msgpack.unpackb(fields[b"d"]) for _, fields in entries]
+            results = await asyncio.gather(*map(do, messages))
+            done: list[Any] = []
+            for (entry, _), result in zip(entries, results, strict=True):
+                done += (entry, *result)
+            await client.evalsha(sha, 1, STREAM, *done)
+
+
+class Overlapping:
+    """Reads, works and commits at the same time; what is done during a commit goes with the next one."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -94,13 +122,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        client = redis.Redis.from_url(self._url)
-        try:
-            await client.xgroup_create(STREAM, "g", "0", mkstream=True)
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-        sha = await client.script_load(COMMIT)
+        client, sha = await group(self._url)
         reads, writes = (client.connection_pool.make_connection() for _ in range(2))
         await asyncio.gather(reads.connect(), writes.connect())
         async with asyncio.TaskGroup() as tasks:
@@ -140,7 +162,7 @@ class Adapter(Peer):
     """The producer of the ceiling."""
 
     async def open(self) -> None:
-        self._client = redis.Redis.from_url(self.url)
+        self._client = redis.Redis.from_url(self.url, protocol=2)
         self._prefix, self._ids = os.urandom(4).hex(), itertools.count()
         self._reply = "{c}:replies:" + self._prefix
         self._waiting: dict[bytes, asyncio.Future[Any]] = {}
@@ -190,4 +212,5 @@ class Adapter(Peer):
 
 
 if __name__ == "__main__":
-    uvloop.run(Worker(os.environ["BENCH_REDIS_URL"]).run())
+    address = os.environ["BENCH_REDIS_URL"]
+    uvloop.run(Overlapping(address).run() if "overlapping" in sys.argv else in_turn(address))

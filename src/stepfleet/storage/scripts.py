@@ -13,7 +13,7 @@ from typing import Final
 PARTS: Final = {
     "commit": (
         *("prelude", "gather", "batch", "slots", "fences", "expectations"),
-        *("emits", "scopes", "words", "commit"),
+        *("emits", "scopes", "further_words", "words", "commit"),
     ),
     "beat": ("prelude", "beat"),
     "read": ("prelude", "read"),

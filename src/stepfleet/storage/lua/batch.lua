@@ -41,3 +41,14 @@ end
 local function after(part, j)
   return j + part.size + (part.n and part.each * A[j + part.n] or 0)
 end
+
+-- A table that gets its further entries when one of them is needed first: to make all of them takes a call 50 us.
+local function lazily(entries, others)
+  return setmetatable(entries, { __index = function(_, name)
+    setmetatable(entries, nil)
+    for _, more in ipairs(others()) do
+      for key, value in pairs(more) do entries[key] = value end
+    end
+    return entries[name]
+  end })
+end

@@ -2,6 +2,17 @@
 
 local function key_at(j) return K[A[j] + 0] end
 
+-- Appends to the public stream, under the next number.
+local function publish(events, keep, entry, seqs)
+  local seq = rc('HINCRBY', run, 'seq', 1)
+  if seqs then
+    rc('XADD', events, 'MAXLEN', '~', keep, seq .. '-0', 'd', entry, 'seqs', seqs)
+  else
+    rc('XADD', events, 'MAXLEN', '~', keep, seq .. '-0', 'd', entry)
+  end
+  return seq
+end
+
 -- Read phase: a list that may get its first element.
 local function look_at_list(list)
   local n = rc('LLEN', list)
@@ -59,33 +70,3 @@ local function also(word)
     write = function(j) if not diverted then word.write(j) end end,
   }
 end
-
--- guard, waiters' stream (0: nobody can wait), stream, hold list, list of a joined delivery, delivery, record, n,
--- n times (list, how many of its deliveries make a joined one), its own list first: the delivery that completes a set
--- is emitted, and the set stands in a list of its own
-local pairing = {
-  size = 8, n = 7, each = 2,
-  check = function(j)
-    if A[j] + 0 > 0 then look(key_at(j)) else planned = planned + 1 end
-    for x = j + 8, j + 6 + 2 * A[j + 7], 2 do look_at_list(key_at(x)) end
-    rc('LLEN', key_at(j + 4))
-    can_register()
-    room(A[j + 2] + 0, A[j + 3] + 0, 1)
-  end,
-  write = function(j)
-    local guard, inbox, s, own = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, key_at(j + 8)
-    diverted = inbox > 0 and awaited(type_of(s))
-    if not first_time(guard, A[j + 5]) then return end
-    if diverted then return emit(inbox, 0, 1, j + 5) end
-    append(own, { held(s, A[j + 5], A[j + 6]) })
-    for x = j + 8, j + 6 + 2 * A[j + 7], 2 do
-      if rc('LLEN', key_at(x)) < A[x + 1] + 0 then return end
-    end
-    local set = {}
-    for x = j + 8, j + 6 + 2 * A[j + 7], 2 do
-      for _ = 1, A[x + 1] do set[#set + 1] = rc('LPOP', key_at(x)) end
-    end
-    append(key_at(j + 4), set)
-    emit(s, A[j + 3] + 0, 1, j + 5)
-  end,
-}

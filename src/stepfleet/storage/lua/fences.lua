@@ -33,7 +33,72 @@ local function had() return (fields[5] or 0) + 0 end
 
 local function check_open() rc('HLEN', open) end
 
-local FENCE = {
+local function further_fences()
+  local function fire(j)
+    rc('ZREM', K[A[j] + 0], A[j + 2])
+    rc('HDEL', K[A[j + 1] + 0], A[j + 2])
+  end
+
+  return {
+    -- a delivery whose run cannot be read; no key of the run is touched: stream, entry
+    stray = {
+      size = 2,
+      prove = mine_or_gone,
+      check = nothing,
+      settle = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
+    },
+    -- a timer that is due: zset, hash of its data, member
+    timer = {
+      size = 3, parks = true,
+      prove = function(j) if not rc('ZSCORE', K[A[j] + 0], A[j + 2]) then return 'gone' end end,
+      check = check_open,
+      settle = fire, drop = fire,
+    },
+    -- a run past its deadline: zset of live runs
+    overdue = {
+      size = 1,
+      prove = function(j)
+        local deadline = rc('ZSCORE', K[A[j] + 0], run_id)
+        if not deadline or tonumber(deadline) > now_ms() then return 'gone' end
+      end,
+      check = check_open,
+      settle = nothing,
+      drop = function(j) rc('ZREM', K[A[j] + 0], run_id) end,
+    },
+    -- something asked for once under an id of its own: zset of ids, id, how many are kept
+    operation = {
+      size = 3, counts = true,
+      prove = function(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end,
+      check = function() check_open() can_register() end,
+      settle = function(j)
+        local n = rc('HINCRBY', run, 'operations', 1)
+        rc('ZADD', K[A[j] + 0], n, A[j + 1])
+        if n == 1 then register(K[A[j] + 0]) end
+        rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
+        guarded = planned
+      end,
+      bounded = function() return planned > 0 end,
+      drop = nothing,
+    },
+    -- whoever asks, while the run is live
+    control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
+    -- whoever changes what is kept of a run, live or ended, and stays as long as its record: the key that is changed
+    amend = {
+      size = 1, late = true,
+      prove = nothing,
+      check = function() check_open() can_register() end,
+      settle = function() rc('HDEL', open, '') end,
+      finish = function(j)
+        local left = rc('PTTL', run)
+        if left < 0 then return end
+        for _, key in ipairs({ K[A[j] + 0], K[keys] }) do rc('PEXPIRE', key, math.max(1, left)) end
+      end,
+      drop = nothing,
+    },
+  }
+end
+
+local FENCE = lazily({
   -- a delivery that is settled: stream, entry, delivery, hold list of its step (0: it has no slot)
   entry = {
     size = 4, parks = true, counts = true,
@@ -60,13 +125,6 @@ local FENCE = {
     bounded = function(j) return A[j + 3] + 0 > 0 and not ending end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   },
-  -- a delivery whose run cannot be read; no key of the run is touched: stream, entry
-  stray = {
-    size = 2,
-    prove = mine_or_gone,
-    check = nothing,
-    settle = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
-  },
   -- an early effect of a delivery that goes on: stream, entry
   effect = {
     size = 2, counts = true,
@@ -74,57 +132,6 @@ local FENCE = {
     check = nothing,
     -- Removes nothing. Behind a write that needs no memory a full Redis lets everything pass: what has begun goes on.
     settle = function() rc('HDEL', open, '') end,
-    drop = nothing,
-  },
-  -- a timer that is due: zset, hash of its data, member
-  timer = {
-    size = 3, parks = true,
-    prove = function(j) if not rc('ZSCORE', K[A[j] + 0], A[j + 2]) then return 'gone' end end,
-    check = check_open,
-    settle = function(j)
-      rc('ZREM', K[A[j] + 0], A[j + 2])
-      rc('HDEL', K[A[j + 1] + 0], A[j + 2])
-    end,
-  },
-  -- a run past its deadline: zset of live runs
-  overdue = {
-    size = 1,
-    prove = function(j)
-      local deadline = rc('ZSCORE', K[A[j] + 0], run_id)
-      if not deadline or tonumber(deadline) > now_ms() then return 'gone' end
-    end,
-    check = check_open,
-    settle = nothing,
-    drop = function(j) rc('ZREM', K[A[j] + 0], run_id) end,
-  },
-  -- something asked for once under an id of its own: zset of ids, id, how many are kept
-  operation = {
-    size = 3, counts = true,
-    prove = function(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end,
-    check = function() check_open() can_register() end,
-    settle = function(j)
-      local n = rc('HINCRBY', run, 'operations', 1)
-      rc('ZADD', K[A[j] + 0], n, A[j + 1])
-      if n == 1 then register(K[A[j] + 0]) end
-      rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
-      guarded = planned
-    end,
-    bounded = function() return planned > 0 end,
-    drop = nothing,
-  },
-  -- whoever asks, while the run is live
-  control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
-  -- whoever changes what is kept of a run, live or ended, and stays as long as its record: the key that is changed
-  amend = {
-    size = 1, late = true,
-    prove = nothing,
-    check = function() check_open() can_register() end,
-    settle = function() rc('HDEL', open, '') end,
-    finish = function(j)
-      local left = rc('PTTL', run)
-      if left < 0 then return end
-      for _, key in ipairs({ K[A[j] + 0], K[keys] }) do rc('PEXPIRE', key, math.max(1, left)) end
-    end,
     drop = nothing,
   },
   -- a run that does not exist yet: digest of its start, zset of live runs, number of fields, field, value, ...
@@ -140,5 +147,4 @@ local FENCE = {
       rc('ZADD', K[A[j + 1] + 0], '+inf', run_id)
     end,
   },
-}
-FENCE.timer.drop = FENCE.timer.settle
+}, function() return { further_fences() } end)

@@ -118,6 +118,12 @@ local function enter(s, label, did, record)
   opened[#opened + 1] = 'stream ' .. entry .. ' ' .. label
 end
 
+-- Writes where the deliveries of this commit are now.
+local function write_opened()
+  if #opened > 0 then write_all('HSET', open, opened) end
+  opened = {}
+end
+
 local function hold_back(hold, values)
   local length = 0
   for first = 1, #values, CHUNK do
