@@ -110,8 +110,10 @@ def setups(measure: Measure, peer: str, workload: str) -> list[Setup]:
     counts = measure.workers[:1] if QUICK else measure.workers
     # what grows needs a server of its own: parked runs stay there
     target = "growth" if workload == "growth" and measure.target == "workflows" else measure.target
+    if measure.is_alone:
+        target = "alone"
     one = [Setup(peer=peer, workers=count, target=target) for count in counts]
-    if peer in DURABLE and not QUICK and workload != "growth":
+    if peer in DURABLE and not QUICK and workload != "growth" and not measure.is_alone:
         one.append(Setup(peer=peer, server="everysec", workers=counts[0]))
     return one
 
@@ -171,7 +173,7 @@ def record(results: Results, row: dict[str, Any]) -> None:
 
 
 def _for_session(setup: Setup) -> dict[str, Any]:
-    target = "workflows" if setup.target == "growth" else setup.target
+    target = "workflows" if setup.target in ("growth", "alone") else setup.target
     return {**setup.__dict__, "target": target}
 
 

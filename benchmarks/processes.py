@@ -95,6 +95,7 @@ class Session:
             "PYTHONPATH": str(ROOT),
             "BENCH_REDIS_URL": self.url,
             "STEPFLEET_REDIS_URL": "memory://" if peer == "stepfleet-memory" else self.url,
+            "BENCH_WORKERS": str(workers),
             "BENCH_MODEL": "workflows" if peer == "llama" else "stepfleet",
         }
         self.redis: Any = redis.Redis(port=self._port)

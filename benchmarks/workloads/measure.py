@@ -41,6 +41,8 @@ class Measure:
     workers: tuple[int, ...] = (1,)
     #: What the workers of stepfleet serve: `workflows`, or `fifty` of them.
     target: str = "workflows"
+    #: Measured with processes that have done nothing before.
+    is_alone: bool = False
     #: False: no workers run.
     with_workers: bool = True
     seconds: float = 120

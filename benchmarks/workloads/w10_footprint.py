@@ -40,7 +40,7 @@ async def finished(peer: Any) -> Figures:
 
 
 MEASURES = (
-    Measure(name="a worker that has nothing to do", run=idle),
+    Measure(name="a worker that has nothing to do", run=idle, is_alone=True),
     Measure(name="a finished run", run=finished),
     Measure(name="a parked run", run=parked, peers=("stepfleet",)),
     Measure(name="a live run", run=live, peers=("stepfleet",), with_workers=False),

@@ -668,7 +668,7 @@ class RemoteRun:
             return await services.committer.commit(amend)
 
         return RedisPort(
-            services.reader.link,
+            services.reader.together,
             services.fleet.keys,
             self.run_id,
             self._codec,

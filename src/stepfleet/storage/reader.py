@@ -13,6 +13,7 @@ from stepfleet.errors import DecodeError, StoreRefused
 from stepfleet.storage.cutting import cut_of, reading
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
+from stepfleet.storage.together import Together
 from stepfleet.wire import (
     HistoryRow,
     PublicEntry,
@@ -140,6 +141,8 @@ class RunReader:
 
     def __init__(self, link: Link, keys: Keys) -> None:
         self.link = link
+        #: For what many steps read at the same time.
+        self.together = Together(link)
         self.keys = keys
 
     async def runs(self, run_ids: Sequence[str]) -> list[RunRecord | None]:
@@ -228,7 +231,7 @@ class RunReader:
 
     async def waits(self, run_id: str) -> Waits:
         """Return the run's open waits."""
-        counts, rows = await self.link.calls(
+        counts, rows = await self.together.calls(
             [
                 ("HMGET", self.keys.run(run_id), "waits", "seq"),
                 ("HGETALL", self.keys.wait(run_id)),
@@ -240,13 +243,13 @@ class RunReader:
 
     async def waiter(self, run_id: str, name: str) -> Waiter | None:
         """Return one open waiter."""
-        data = await self.link.call("HGET", self.keys.wait(run_id), name)
+        data = await self.together.call("HGET", self.keys.wait(run_id), name)
         return None if data is None else decode_waiter(data)
 
     async def buffer(self, run_id: str, name: str, length: int) -> list[bytes]:
         """Return the first `length` events of a collect buffer."""
         _, events = self.keys.buffer(run_id, name)
-        return list(await self.link.call("LRANGE", events, 0, length - 1)) if length else []
+        return list(await self.together.call("LRANGE", events, 0, length - 1)) if length else []
 
     async def batch(
         self, run_id: str, delivery: str, name: str
@@ -256,7 +259,7 @@ class RunReader:
         Args:
             name: key of the list where they are.
         """
-        rows, pending = await self.link.calls(
+        rows, pending = await self.together.calls(
             [("LRANGE", name, 0, -1), ("HEXISTS", self.keys.open(run_id), delivery)]
         )
         # The list goes with the delivery: if that is still pending now, nothing was missing before.
@@ -264,14 +267,14 @@ class RunReader:
 
     async def collected(self, run_id: str) -> dict[str, dict[str, int]]:
         """Return how many events of each type every collect buffer has."""
-        further = await self.link.call("SMEMBERS", self.keys.further(run_id))
+        further = await self.together.call("SMEMBERS", self.keys.further(run_id))
         prefix = self.keys.buffer(run_id, "")[0].encode()
         names = [
             name
             for name in further
             if name.startswith(prefix) and not name.endswith(_BUFFERED_EVENTS)
         ]
-        rows = await self.link.calls([("HGETALL", name) for name in names])
+        rows = await self.together.calls([("HGETALL", name) for name in names])
         found: dict[str, dict[str, int]] = {}
         for name, row in zip(names, rows, strict=True):
             counts = {
@@ -285,7 +288,7 @@ class RunReader:
 
     async def inbox(self, run_id: str, delivery: str) -> tuple[str, list[bytes], int]:
         """Return how many events came to the inbox, those kept, and what `delivery` published last."""
-        count, kept, sent = await self.link.calls(
+        count, kept, sent = await self.together.calls(
             [
                 ("HGET", self.keys.run(run_id), "inbox"),
                 ("LRANGE", self.keys.inbox(run_id), 0, -1),

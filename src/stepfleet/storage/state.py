@@ -23,8 +23,8 @@ from stepfleet.core.commit import (
 )
 from stepfleet.errors import ConnectionLost, DecodeError, StaleExecution, WorkflowRuntimeError
 from stepfleet.storage.keys import Keys
-from stepfleet.storage.link import Link
 from stepfleet.storage.reader import damage
+from stepfleet.storage.together import Together
 from stepfleet.store import Edit, lost_lock
 from stepfleet.store import Stored as StoredValue
 
@@ -48,7 +48,7 @@ class RedisPort:
 
     def __init__(
         self,
-        link: Link,
+        reads: Together,
         keys: Keys,
         run_id: str,
         codec: Codec,
@@ -61,7 +61,7 @@ class RedisPort:
         random: Random,
         patient: bool = False,
     ) -> None:
-        self._link = link
+        self._reads = reads
         #: Reads wait for a Redis that is away, as the commits of a step do.
         self._patient = patient
         self._key = keys.store(run_id)
@@ -93,7 +93,7 @@ class RedisPort:
     async def _ask(self, command: str, *fields: str) -> Any:
         while True:
             try:
-                return await self._link.call(command, self._key, *fields)
+                return await self._reads.call(command, self._key, *fields)
             except ConnectionLost:
                 if not self._patient:
                     raise

@@ -477,7 +477,7 @@ class Processor:
                 self._locks.pop(key, None)
 
         port = RedisPort(
-            self._reader.link,
+            self._reader.together,
             self._fleet.keys,
             delivery.run_id,
             plan.codec,
