@@ -376,7 +376,7 @@ class Processor:
         )
         traces = getattr(outcome, "traces", Traces())
         shown = tuple(effect for effect in traces.effects if isinstance(effect, Shown))
-        return Failed(error=error, traces=replace(traces, effects=shown), final=True)
+        return Failed(error=error, traces=traces._replace(effects=shown), final=True)
 
     def _decided(self, delivery: Delivery, outcome: Outcome, plan: Plan) -> Commit:
         now_ms = self._clock.redis_ms()
