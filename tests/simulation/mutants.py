@@ -213,7 +213,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a released buffer is not emptied",
-        lua=[("words", "rc('DEL', key_at(j), key_at(j + 1))\n", "\n")],
+        lua=[("further_words", "rc('DEL', key_at(j), key_at(j + 1))\n", "\n")],
     ),
     Mutant(
         "no audit of what was read and never arrived",
