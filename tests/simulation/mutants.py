@@ -344,8 +344,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "what was given up is not kept for the continuation",
         lua=[
             (
-                "words",
-                "      rc('HSET', key_at(j), A[j + 1], A[j + 2])\n      rc('HSET', open, A[j + 1], 'parked')\n",
+                "further_words",
+                "        rc('HSET', key_at(j), A[j + 1], A[j + 2])\n        rc('HSET', open, A[j + 1], 'parked')\n",
                 "",
             )
         ],
