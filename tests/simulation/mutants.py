@@ -345,7 +345,8 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "further_words",
-                "        rc('HSET', key_at(j), A[j + 1], A[j + 2])\n        rc('HSET', open, A[j + 1], 'parked')\n",
+                "        rc('HSET', key_at(j), A[j + 1], A[j + 2])\n"
+                "        rc('HSET', open, A[j + 1], 'parked')\n",
                 "",
             )
         ],
