@@ -485,13 +485,13 @@ class TestFleet:
 
     def owned_by(self, worker: WorkerProcess) -> int:
         """Returns how many deliveries a worker owns."""
-        owned = 0
-        with self.redis() as client:
+        # In one call: with hundreds of workflows it would take longer than a delivery otherwise.
+        with self.redis() as client, client.pipeline(transaction=False) as asked:
             for stream in client.scan_iter("*:s:*", count=1000):
-                for row in client.xpending(stream, "workers")["consumers"] or ():
-                    if pid_of_or_zero(row["name"].decode()) == worker.pid:
-                        owned += row["pending"]
-        return owned
+                asked.xpending(stream, "workers")
+            rows = [row for answer in asked.execute() for row in answer["consumers"] or ()]
+        mine = (row for row in rows if pid_of_or_zero(row["name"].decode()) == worker.pid)
+        return sum(row["pending"] for row in mine)
 
     def wait_until_tidy(
         self, run_ids: Iterable[str], *, timers: int = 0, timeout: float = 15.0
