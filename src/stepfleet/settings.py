@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -34,6 +34,9 @@ from stepfleet.errors import SettingsError
 ENV_PREFIX: Final = "STEPFLEET_"
 
 _SCHEMES: Final = ("redis", "rediss", "unix", "memory")
+#: What a URL of Sentinels starts with, and the scheme of the server behind them.
+_SENTINEL: Final = {"redis+sentinel://": "redis", "rediss+sentinel://": "rediss"}
+_SENTINEL_PORT: Final = 26379
 
 #: Seconds.
 _HOUR: Final = 3600
@@ -62,18 +65,66 @@ def check_redis_url(url: str) -> str:
     Raises:
         ValueError: the scheme, host, port, path or database is wrong; never shows the password.
     """
+    if sentinels := sentinel_url(url):
+        check_redis_url(sentinels.server)
+        return url
     try:
         parts = urlsplit(url)
         port_is_valid = parts.port != 0
     except ValueError:
         raise ValueError("the port or host cannot be read (escape / ? # @ in a password)") from None
     if parts.scheme not in _SCHEMES:
-        raise ValueError("the URL starts with redis://, rediss://, unix:// or memory://")
+        raise ValueError(
+            "the URL starts with redis://, rediss://, redis+sentinel://, unix:// or memory://"
+        )
     if not port_is_valid:
         raise ValueError("the port is 1 to 65535")
     if reason := _wrong_place(parts):
         raise ValueError(reason)
     return url
+
+
+class SentinelUrl(NamedTuple):
+    """What `redis+sentinel://user:password@host:26379,host2:26379/name/0?option=1` says."""
+
+    #: Where Sentinels are.
+    hosts: tuple[tuple[str, int], ...]
+    #: What they call the master.
+    master: str
+    #: All the rest as the URL of a plain server, whose host means nothing.
+    server: str
+
+
+def sentinel_url(url: str) -> SentinelUrl | None:
+    """Return what a URL of Sentinels says, None for every other URL.
+
+    Raises:
+        ValueError: a host, a port or the name of the master is missing or wrong; never shows the password.
+    """
+    start = next((prefix for prefix in _SENTINEL if url.startswith(prefix)), None)
+    if start is None:
+        return None
+    place, mark, options = url.removeprefix(start).partition("?")
+    where, _, path = place.partition("/")
+    user, at, hosts = where.rpartition("@")
+    master, _, database = path.partition("/")
+    if not master:
+        raise ValueError(
+            f"the name of the master stands behind its Sentinels: {start}host:26379,host2:26379/name"
+        )
+    server = f"{_SENTINEL[start]}://{user}{at}master/{database}{mark}{options}"
+    return SentinelUrl(tuple(map(_host_and_port, hosts.split(","))), master, server)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0:
+        raise ValueError("a host or port of a Sentinel cannot be read: host:26379,host2:26379")
+    return host, port or _SENTINEL_PORT
 
 
 def _wrong_place(parts: SplitResult) -> str | None:
@@ -441,7 +492,7 @@ def _given(value: object) -> str:
 def _allowed(name: str, field: FieldInfo) -> str:
     """Say in words what a field takes, from the constraints it is declared with."""
     if name == "redis_url":
-        return "`redis://`, `rediss://`, `unix://` or `memory://`"
+        return "`redis://`, `rediss://`, `redis+sentinel://`, `unix://` or `memory://`"
     if name == "namespace":
         return "1 to 64 of `A-Z a-z 0-9 _ . -`"
     if name == "metrics_address":

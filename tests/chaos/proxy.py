@@ -46,13 +46,17 @@ class Exchange(NamedTuple):
 class Proxy:
     """Forwards commands and replies until it is told otherwise. Its orders may change at any time."""
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: int, *, knows_redis: bool = True) -> None:
         self._upstream = upstream
+        #: False: bytes are forwarded as they come, as for replicas and Sentinels.
+        self.knows_redis = knows_redis
         #: Asked about each command before Redis gets it, and about each reply before its asker does.
         self.command: Callable[[Exchange], Order] = _forward
         self.reply: Callable[[Exchange], Order] = _forward
-        #: Seconds that each command and each reply takes.
-        self.latency: Callable[[], float] = _no_time
+        #: Seconds that a command or a reply of so many bytes takes, one after the other.
+        self.latency: Callable[[int], float] = _no_time
+        #: Seconds by which a replica behind this proxy is late.
+        self.replica_late = 0.0
         #: Names of the connections that lost a reply to `lose_next_reply`.
         self.lost: list[str] = []
         self._pairs: set[_Pair] = set()
@@ -145,10 +149,10 @@ class Proxy:
         finally:
             self._pairs.discard(pair)
 
-    async def passing(self) -> None:
-        """Returns when bytes pass."""
+    async def passing(self, size: int) -> None:
+        """Returns when so many bytes have passed."""
         await self._open.wait()
-        if seconds := self.latency():
+        if seconds := self.latency(size):
             await asyncio.sleep(seconds)
             await self._open.wait()
 
@@ -165,11 +169,17 @@ class _Pair:
         self._there = there
         self._name = ""
         self._asked: deque[tuple[bytes, ...]] = deque()
+        self._is_replica = False
         self.silent = False
 
     async def run(self) -> None:
         """Forwards until an end closes or an order says so."""
-        pumps = [asyncio.create_task(self._commands()), asyncio.create_task(self._replies())]
+        if self._proxy.knows_redis:
+            ways = (self._commands(), self._replies())
+        else:
+            here, there = self._here, self._there
+            ways = (self._bytes(here[0], there[1]), self._bytes(there[0], here[1]))
+        pumps = [asyncio.create_task(way) for way in ways]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -179,11 +189,22 @@ class _Pair:
             for writer in (self._here[1], self._there[1]):
                 writer.close()  # what was written before is still sent
 
+    async def _bytes(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65_536):
+                await self._proxy.passing(len(data))
+                self._is_replica = self._is_replica or b"REPLCONF" in data
+                if self._is_replica and self._proxy.replica_late:
+                    await asyncio.sleep(self._proxy.replica_late)
+                if not self.silent:
+                    target.write(data)
+                    await target.drain()
+
     async def _commands(self) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 raw, words = await _command(self._here[0])
-                await self._proxy.passing()
+                await self._proxy.passing(len(raw))
                 if words[:2] == (b"CLIENT", b"SETNAME"):
                     self._name = words[2].decode()
                 order = self._proxy.command(Exchange(self._name, words))
@@ -199,7 +220,7 @@ class _Pair:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 raw = await _reply(self._there[0])
-                await self._proxy.passing()
+                await self._proxy.passing(len(raw))
                 if self.silent:
                     continue
                 order = self._proxy.reply(Exchange(self._name, self._asked.popleft(), raw))
@@ -233,5 +254,5 @@ def _forward(_: Exchange) -> Order:
     return "forward"
 
 
-def _no_time() -> float:
+def _no_time(_: int) -> float:
     return 0.0

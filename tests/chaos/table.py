@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import subprocess
 from pathlib import Path
 
 from tests.chaos.catalogue import SCENARIOS
+from tests.support.servers import available_binaries
 
 PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
 BEGIN, END = "<!-- made by make chaos -->", "<!-- end -->"
@@ -27,4 +31,16 @@ def write(fresh: dict[str, str]) -> None:
     known = rows(page) | fresh
     before, _, rest = page.partition(BEGIN)
     table = "\n".join([HEAD, *(known[name] for name in SCENARIOS if name in known)])
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{_machine()}\n\n{END}{rest.partition(END)[2]}")
+
+
+def _machine() -> str:
+    """Says where a row was measured last."""
+    server = subprocess.run(
+        [available_binaries()["redis"], "--version"], capture_output=True, text=True, check=True
+    )
+    (version,) = re.findall(r"v=([\d.]+)", server.stdout)
+    return (
+        f"Measured with Python {platform.python_version()} and Redis {version} on {os.cpu_count()} processors "
+        "that had other work too."
+    )

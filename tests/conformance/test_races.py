@@ -674,6 +674,49 @@ async def test_a_connection_to_a_demoted_master_is_left(tmp_path: Path) -> None:
         server.kill()
 
 
+async def test_a_connection_to_a_master_without_its_replicas_is_left(tmp_path: Path) -> None:
+    options = ("--min-replicas-to-write", "1")
+    binary = next(iter(available_binaries().values()))
+    server = RedisServer(binary, tmp_path, appendonly=False, options=options)
+    server.start()
+    link = Link(connector(server.url))
+    beat = beat_caller(server.url, timeout=2.0)
+
+    def beats() -> None:
+        beat(script("beat"), ["leases", "workers"], ["me", 1000, b""])
+
+    async def client_id() -> int:
+        return int(await link.call("CLIENT", "ID"))
+
+    try:
+        before = await client_id()
+        with pytest.raises(StoreRefused, match="NOREPLICAS"):
+            await link.call("SET", "x", "1")
+        between = await client_id()
+        assert isinstance((await link.calls([("SET", "x", "1")]))[0], StoreRefused)
+        assert before < between < await client_id()
+        with pytest.raises(StoreRefused, match="NOREPLICAS"):
+            await asyncio.to_thread(beats)
+    finally:
+        await link.close()
+        server.kill()
+
+
+async def test_a_connection_that_redis_closed_while_it_was_idle_fails_no_call(
+    tmp_path: Path,
+) -> None:
+    server = RedisServer(next(iter(available_binaries().values())), tmp_path, appendonly=False)
+    server.start()
+    link = Link(connector(server.url))
+    try:
+        await link.call("PING")
+        await asyncio.to_thread(server.restart)
+        assert await link.call("PING") == b"PONG"
+    finally:
+        await link.close()
+        server.kill()
+
+
 async def test_a_worker_that_dies_while_it_buries_an_entry_leaves_no_run_behind(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from stepfleet import Client
 from stepfleet.errors import DeadLettered, WorkflowCancelledByUser
+from tests.chaos.scenarios.entries import replaced
 from tests.support.families import Careful, Doomed, Family
 from tests.support.fleet import TestFleet
 from tests.support.wait import eventually
@@ -79,30 +77,11 @@ async def test_children_end_with_a_parent_whose_worker_was_killed(tmp_path: Path
                 assert (await client.handler(run_id).status()).status == "cancelled"
 
 
-@asynccontextmanager
-async def replaced(fleet: TestFleet) -> AsyncIterator[None]:
-    """Starts a worker whenever the only one died, as whatever runs them does."""
-
-    async def replace() -> None:
-        while True:
-            if not fleet.live:
-                await asyncio.to_thread(fleet.start)
-            await asyncio.sleep(0.05)
-
-    task = asyncio.create_task(replace())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
 @pytest.mark.timeout(180)
 async def test_a_parent_is_told_of_a_child_that_killed_the_worker_of_both(tmp_path: Path) -> None:
     with TestFleet(tmp_path, target=TARGET, max_deliveries=MAX_DELIVERIES) as fleet:
         fleet.start()
-        async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE), replaced(fleet):
+        async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE), replaced(fleet, 1):
             result = await (await client.start(Careful))
         assert "its worker died 3 times" in result
         assert len(fleet.ledger.executions("kill")) == MAX_DELIVERIES
@@ -112,7 +91,7 @@ async def test_a_parent_is_told_of_a_child_that_killed_the_worker_of_both(tmp_pa
 async def test_a_parent_that_kills_its_worker_behind_its_child_is_given_up(tmp_path: Path) -> None:
     with TestFleet(tmp_path, target=TARGET, max_deliveries=MAX_DELIVERIES) as fleet:
         fleet.start()
-        async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE), replaced(fleet):
+        async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE), replaced(fleet, 1):
             handler = await client.start(Doomed)
             with pytest.raises(DeadLettered, match="its worker died 3 times"):
                 await handler

@@ -11,9 +11,9 @@ import pytest
 from stepfleet import Client
 from tests.chaos.proxy import Proxy
 from tests.chaos.scenarios.crashes import keeps_the_cpu, stopped_for_three_leases
-from tests.support.fleet import TestFleet, while_holding
+from tests.chaos.scenarios.deploys import replaced_one_by_one
+from tests.support.fleet import TestFleet
 from tests.support.flows import FanOut, Sleep
-from tests.support.load import Load
 
 #: Seconds for anything to happen on a busy machine.
 PATIENCE = 60.0
@@ -54,34 +54,11 @@ async def test_a_reply_that_is_lost_loses_nothing(
         proxy.close()
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_workers_that_are_told_to_leave_one_by_one_execute_nothing_twice(
-    tmp_path: Path, rounds: int
+    tmp_path: Path,
 ) -> None:
-    with TestFleet(tmp_path, lease="15s") as fleet:
-        fleet.start(3)
-        async with Client(fleet.url) as client, asyncio.timeout(4 * PATIENCE):
-            load = Load(client, width=100, at_once=6)
-            for _ in range(3 * rounds):
-                await asyncio.to_thread(fleet.start)
-                leaving = fleet.live[0]
-                await asyncio.to_thread(while_holding, leaving, fleet, leaving.terminate)
-                assert await asyncio.to_thread(leaving.process.wait, PATIENCE) == 0
-            runs = await load.stop()
-        fleet.wait_until_tidy(runs)
-        assert len(runs) >= 3 * rounds
-        assert (
-            fleet.record().check_settled(fleet.ledger, runs) == len(runs) * load.deliveries_per_run
-        )
-        executions = [
-            execution.delivery
-            for execution in fleet.ledger.executions()
-            if execution.step != "join"  # the last one of a join runs again, informed of the others
-        ]
-        assert len(executions) == len(set(executions)) == len(runs) * 101
-        assert len(fleet.live) == 3
-        assert len(fleet.workers) == 3 + 3 * rounds
+    await replaced_one_by_one(tmp_path, rounds=1)
 
 
 @pytest.mark.timeout(120)

@@ -190,7 +190,7 @@ NOT_A_WORKFLOW = (
         (
             "project:Failing --redis-url http://u:hush@host",
             "redis_url = http://u:***@host from the argument: the URL starts with redis://, "
-            "rediss://, unix:// or memory://",
+            "rediss://, redis+sentinel://, unix:// or memory://",
         ),
         (
             "project",

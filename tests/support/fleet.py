@@ -181,12 +181,10 @@ class Record:
         #: (run, step) -> slots taken, lowest value seen.
         self.lowest_slots: dict[tuple[str, str], int] = {}
         self.slots: Counter[tuple[str, str]] = Counter()
-        is_open = False
-        for words in _commands(directory):
-            self._apply(words)
-            is_open = (is_open or words[0] == b"MULTI") and words[0] != b"EXEC"
-            if not is_open:
-                self._close_transaction()
+        for transaction in _applied(_commands(directory)):
+            for words in transaction:
+                self._apply(words)
+            self._close_transaction()
 
     def _close_transaction(self) -> None:
         self._consumed |= self._acknowledged - self._put_off
@@ -226,10 +224,10 @@ class Record:
         self.lowest_slots[slot] = min(self.lowest_slots.get(slot, 0), self.slots[slot])
 
     def _added(self, stream: str, words: list[bytes]) -> None:
-        start = next(index for index, word in enumerate(words) if word == b"r")
+        start = words.index(b"r") if b"r" in words else 3  # not ours: a scenario wrote it
         fields = dict(zip(words[start::2], words[start + 1 :: 2], strict=True))
         entry = words[start - 1].decode()
-        delivery = fields[b"r"].decode(), fields.get(b"i", b"").decode()
+        delivery = fields.get(b"r", b"").decode(), fields.get(b"i", b"").decode()
         self.entries[stream, entry] = Entry(stream, entry, *delivery)
         if not delivery[1]:
             return  # a wake-up for the next run under a ceiling is no delivery and has no id
@@ -298,6 +296,21 @@ class Record:
         return len(entries)
 
 
+def _applied(commands: Iterable[list[bytes]]) -> Iterator[list[list[bytes]]]:
+    """Gives what was applied at once; leaves out a transaction that was cut off: Redis did not apply it."""
+    transaction: list[list[bytes]] | None = None
+    for words in commands:
+        if words[0] == b"MULTI":
+            transaction = []
+        elif words[0] == b"EXEC":
+            yield transaction or []
+            transaction = None
+        elif transaction is None:
+            yield [words]
+        else:
+            transaction.append(words)
+
+
 def _commands(directory: Path) -> Iterator[list[bytes]]:
     for path in sorted(directory.rglob("*.aof"), key=_generation):
         data = path.read_bytes()
@@ -332,7 +345,13 @@ class WorkerProcess:
     """One `workflow-worker`, started as an operator starts it."""
 
     def __init__(
-        self, url: str, target: str, log: Path, ledger: Path, settings: Mapping[str, object]
+        self,
+        url: str,
+        target: str,
+        log: Path,
+        ledger: Path,
+        settings: Mapping[str, object],
+        environment: Mapping[str, str],
     ) -> None:
         self.log_path = log
         self.killed_at = 0.0
@@ -340,6 +359,7 @@ class WorkerProcess:
             **{name: value for name, value in os.environ.items() if "STEPFLEET" not in name},
             **{f"STEPFLEET_{name.upper()}": str(value) for name, value in settings.items()},
             LEDGER: str(ledger),
+            **environment,
         }
         main = "from stepfleet.cli.worker import main; main()"
         with log.open("wb") as output:
@@ -404,6 +424,27 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
+def recording_server(
+    directory: Path,
+    binary: str = "redis",
+    *options: str,
+    wrapper: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> RedisServer:
+    """Returns a server, not yet started, whose append-only file keeps everything.
+
+    By default nothing waits for the disk. With `everysec` a slow disk makes Redis put off its writes
+    for up to two seconds: what a kill then loses is a scenario of its own, not this machine's chance.
+    """
+    return RedisServer(
+        available_binaries()[binary],
+        directory / "redis",
+        options=("--auto-aof-rewrite-percentage", "0", "--appendfsync", "no", *options),
+        wrapper=wrapper,
+        environment=environment,
+    )
+
+
 class TestFleet:
     """A Redis server of its own, worker processes, their ledger."""
 
@@ -412,10 +453,12 @@ class TestFleet:
     def __init__(
         self,
         directory: Path,
+        server: RedisServer | None = None,
+        /,
         *,
         target: str = "tests.support.flows:FLOWS",
         binary: str = "redis",
-        options: Sequence[str] = ("--auto-aof-rewrite-percentage", "0"),
+        options: Sequence[str] = (),
         **settings: str | int,
     ) -> None:
         self.directory = directory
@@ -423,9 +466,7 @@ class TestFleet:
         word = secrets.token_hex(8)
         if least_privilege.is_asked_for():
             options = (*options, *least_privilege.server_options("default", word))
-        self.server = RedisServer(
-            available_binaries()[binary], directory / "redis", options=options
-        )
+        self.server = server or recording_server(directory, binary, *options)
         self.server.start()
         #: Where programs connect, and workers: the same, unless the suite runs as least-privilege users.
         self.url = self.worker_url = self.server.url
@@ -439,15 +480,29 @@ class TestFleet:
         self.workers: list[WorkerProcess] = []
         self._started = 0
 
-    def start(self, count: int = 1, *, url: str = "", **settings: str | int) -> list[WorkerProcess]:
+    def start(
+        self,
+        count: int = 1,
+        *,
+        url: str = "",
+        target: str = "",
+        environment: Mapping[str, str] | None = None,
+        **settings: str | int,
+    ) -> list[WorkerProcess]:
         """Starts workers and returns them when they read."""
-        fresh = self.launch(count, url=url, **settings)
+        fresh = self.launch(count, url=url, target=target, environment=environment, **settings)
         for worker in fresh:
             wait_until(worker.is_ready, READY_S)
         return fresh
 
     def launch(
-        self, count: int = 1, *, url: str = "", **settings: str | int
+        self,
+        count: int = 1,
+        *,
+        url: str = "",
+        target: str = "",
+        environment: Mapping[str, str] | None = None,
+        **settings: str | int,
     ) -> list[WorkerProcess]:
         """Starts workers and does not wait for them."""
         fresh: list[WorkerProcess] = []
@@ -457,10 +512,11 @@ class TestFleet:
             fresh.append(
                 WorkerProcess(
                     url or self.worker_url,
-                    self.target,
+                    target or self.target,
                     log,
                     self.ledger.path,
                     self.settings | settings,
+                    environment or {},
                 )
             )
         self.workers += fresh

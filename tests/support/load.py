@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from random import SystemRandom
-from typing import Final
+from typing import Any, Final
 
 from stepfleet import Client, WorkflowHandler
 from stepfleet.client import new_run_id
-from stepfleet.errors import ConnectionLost
+from stepfleet.errors import ConnectionLost, RunNotFound, StoreRefused
 from tests.support.flows import FanOut
 
 
@@ -18,8 +18,11 @@ class Load:
     #: Seconds of each of their events.
     SECONDS: Final = 0.1
 
-    def __init__(self, client: Client, *, width: int = 20, at_once: int = 4) -> None:
+    def __init__(
+        self, client: Client, *, width: int = 20, at_once: int = 4, may_vanish: bool = False
+    ) -> None:
         self._client = client
+        self._may_vanish = may_vanish
         self._width = width
         #: What a run puts into streams: its start, and a work and a join for each event.
         self.deliveries_per_run = 2 * width + 1
@@ -27,6 +30,8 @@ class Load:
         self._stopping = False
         #: How often a start had to be repeated because Redis was away.
         self.repeated = 0
+        #: Runs that were recorded, were lost by the server, and were started again.
+        self.vanished: list[str] = []
         self._tasks = [asyncio.create_task(self._produce()) for _ in range(at_once)]
 
     @property
@@ -44,8 +49,17 @@ class Load:
         while not self._stopping:
             run_id = new_run_id(SystemRandom())
             self._runs.append(run_id)
-            result = await (await self._started(run_id))
+            result = await self._result(run_id)
             assert sorted(result["numbers"]) == list(range(self._width))
+
+    async def _result(self, run_id: str) -> dict[str, Any]:
+        while True:
+            try:
+                return await (await self._started(run_id))
+            except RunNotFound:
+                if not self._may_vanish:
+                    raise
+                self.vanished.append(run_id)
 
     async def _started(self, run_id: str) -> WorkflowHandler:
         while True:
@@ -53,5 +67,6 @@ class Load:
                 return await self._client.start(
                     FanOut, run_id=run_id, width=self._width, seconds=self.SECONDS
                 )
-            except ConnectionLost:
+            except (ConnectionLost, StoreRefused):
                 self.repeated += 1  # as documented: with the same id it names the same run
+                await asyncio.sleep(0.05)  # a refusal comes at once

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -59,6 +60,8 @@ class RedisServer:
         *,
         port: int | None = None,
         options: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
@@ -76,7 +79,8 @@ class RedisServer:
             "logfile": str(self.log),
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        self._command = [str(binary), *words, *options]
+        self._command = [*wrapper, str(binary), *words, *options]
+        self._environment = environment and {**os.environ, **environment}
 
     @property
     def pid(self) -> int:
@@ -119,6 +123,7 @@ class RedisServer:
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._command,
+            env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -135,7 +140,70 @@ class RedisServer:
             return self._info()["process_id"] == self._process.pid
         return False
 
+    def role(self) -> str:
+        """Returns `master` or `slave`."""
+        with cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client:
+            return client.info("replication")["role"]
+
     def _info(self) -> dict[str, Any]:
         with cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client:
             assert client.ping()
             return client.info("server")
+
+
+class SentinelServer:
+    """A Sentinel that watches one master, by itself."""
+
+    #: Milliseconds of silence after which it counts its master as down.
+    DOWN_AFTER_MS = 1000
+
+    def __init__(self, directory: Path, *, master: str, port_of_master: int) -> None:
+        self.port = free_port()
+        self._directory = directory
+        self._master = master
+        self._settings = (
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {directory}",
+            f"logfile {directory / 'sentinel.log'}",
+            f"sentinel monitor {master} 127.0.0.1 {port_of_master} 1",
+            f"sentinel down-after-milliseconds {master} {self.DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {master} 5000",
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        self._directory.mkdir()
+        path = self._directory / "sentinel.conf"
+        path.write_text("\n".join(self._settings) + "\n")
+        command = [str(available_binaries()["redis"]), str(path), "--sentinel"]
+        self._process = _STARTER.submit(
+            lambda: subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=die_with_parent(),
+            )
+        ).result()
+        wait_until(lambda: self._about() is not None, START_TIMEOUT_S)
+
+    def sees_replica(self) -> bool:
+        """Tells whether it has found a replica that it could make the master."""
+        about = self._about()
+        return about is not None and int(about["num-slaves"]) == 1
+
+    def kill(self) -> None:
+        """Ends it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _about(self) -> dict[str, Any] | None:
+        with (
+            contextlib.suppress(redis.RedisError),
+            cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client,
+        ):
+            return client.sentinel_master(self._master)
+        return None

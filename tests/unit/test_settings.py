@@ -15,6 +15,7 @@ from stepfleet.settings import (
     check_redis_url,
     mask_url,
     resolve_redis_url,
+    sentinel_url,
     settings_table,
 )
 
@@ -200,6 +201,7 @@ def test_a_broken_pyproject_is_named(folder: Path) -> None:
         ("redis://:se:cr/et@with@host", "redis://:***@host"),
         ("unix:///s.sock?db=1&password=secret&x=1", "unix:///s.sock?db=1&password=***&x=1"),
         ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis+sentinel://u:secret@a:1,b:2/orders", "redis+sentinel://u:***@a:1,b:2/orders"),
     ],
 )
 def test_a_masked_url_shows_everything_but_the_password(url: str, masked: str) -> None:
@@ -213,6 +215,8 @@ def test_a_masked_url_shows_everything_but_the_password(url: str, masked: str) -
         "redis://user:p%40ss@host:6380/3",
         "rediss://[::1]:6379/0?ssl_cert_reqs=none",
         "unix:///run/redis.sock?db=2",
+        "redis+sentinel://one:26379,two/orders",
+        "rediss+sentinel://user:p%40ss@[::1]:26380/orders/3?ssl_cert_reqs=none",
         "memory://",
     ],
 )
@@ -231,6 +235,10 @@ def test_a_url_that_a_client_understands_is_accepted(url: str) -> None:
         ("unix://", "names a socket"),
         ("memory://secret", "nothing behind it"),
         ("localhost:6379", "the URL starts with redis://"),
+        ("redis+sentinel://:secret@host:26379", "the name of the master stands behind"),
+        ("redis+sentinel://:secret@host:port/orders", "a host or port of a Sentinel"),
+        ("redis+sentinel://:secret@host,,other/orders", "a host or port of a Sentinel"),
+        ("redis+sentinel://:secret@host/orders/abc", "the database behind the / is a number"),
     ],
 )
 @pytest.mark.parametrize("place", ["argument", "STEPFLEET_REDIS_URL", "REDIS_URL"])
@@ -246,6 +254,17 @@ def test_a_bad_url_is_refused_without_showing_the_password(
     assert reason in str(caught.value)
     assert place in str(caught.value)
     assert ":secret" not in str(caught.value)
+
+
+def test_a_url_of_sentinels_says_where_they_are_and_what_they_watch() -> None:
+    url = "rediss+sentinel://user:pass@one:26380,two,[::1]:1/orders/3?ssl_cert_reqs=none"
+
+    assert sentinel_url(url) == (
+        (("one", 26380), ("two", 26379), ("::1", 1)),
+        "orders",
+        "rediss://user:pass@master/3?ssl_cert_reqs=none",
+    )
+    assert sentinel_url("redis://host") is None
 
 
 def test_the_secret_is_not_in_the_representation() -> None:

@@ -152,9 +152,8 @@ class Committer:
                 done(APPLIED)
             return
         refused = [item for item, answer in zip(batch, answers, strict=True) if _is_refused(answer)]
-        if refused and "READONLY" in _reason(answers):
-            # A replica now: the next connection may reach the master.
-            await self._store.link.close()
+        if refused:
+            await self._leave_a_replica(_reason(answers))
         if refused and self._patience is None:
             # They go first again: a delivery's effects stay in order, and before its settling
             # commit.
@@ -168,6 +167,11 @@ class Committer:
                 done(answer)
             elif self._patience is not None:
                 done(answer if isinstance(answer, StoreError) else StoreRefused(answer.detail))
+
+    async def _leave_a_replica(self, reason: str) -> None:
+        """Let the next connection reach the master, if this is a replica now or cut off from its own."""
+        if "READONLY" in reason or "NOREPLICAS" in reason:
+            await self._store.link.close()
 
     async def _answered(self, commits: list[Commit]) -> list[Answer | StoreError]:
         delay, tries = BACK_OFF[0], 0

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+from redis.asyncio.sentinel import SentinelManagedConnection
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from stepfleet.errors import StoreRefused
@@ -66,8 +67,8 @@ async def _misunderstanding(
     connection: AbstractConnection, error: BaseException | None
 ) -> str | None:
     """Return what client and server do not agree about; None when that is not why it failed."""
-    if not isinstance(connection, Connection):
-        return None  # a socket of this machine
+    if not isinstance(connection, Connection) or isinstance(connection, SentinelManagedConnection):
+        return None  # a socket of this machine, or a server that no Sentinel may have named yet
     if isinstance(connection, SSLConnection):
         if (refusal := _of_certificate(error)) is not None:
             return refusal

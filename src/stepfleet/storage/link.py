@@ -30,8 +30,10 @@ from redis.exceptions import (
 )
 
 from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.settings import sentinel_url
 from stepfleet.storage.greeting import greet
 from stepfleet.storage.scripts import Script
+from stepfleet.storage.sentinel import master_connector
 
 Arg = str | bytes | int | float
 
@@ -57,7 +59,7 @@ class Connect(Protocol):
 
 
 def connector(url: str, *, connect_timeout: float = 10.0) -> Callable[[], AbstractConnection]:
-    """Return a maker of connections to `url` (redis://, rediss:// or unix://)."""
+    """Return a maker of connections to `url` (redis://, rediss://, redis+sentinel:// or unix://)."""
     options: dict[str, Any] = {
         "protocol": 2,
         "decode_responses": False,
@@ -71,6 +73,8 @@ def connector(url: str, *, connect_timeout: float = 10.0) -> Callable[[], Abstra
         del options["socket_connect_timeout"]
     else:
         options["socket_keepalive"] = True
+    if sentinels := sentinel_url(url):
+        return master_connector(sentinels, options)
     pool = cast(Any, ConnectionPool).from_url(url, **options)
     return cast(Callable[[], AbstractConnection], pool.make_connection)
 
@@ -130,7 +134,7 @@ class Link:
                     try:
                         replies.append(await connection.read_response(disable_decoding=True))
                     except ResponseError as error:
-                        demoted = demoted or isinstance(error, ReadOnlyError)
+                        demoted = demoted or is_demoted(error)
                         replies.append(_refused(error))
             if demoted:  # as in `_guarded`
                 self._connection = self._client_id = None
@@ -205,6 +209,11 @@ class Link:
         """Give the open connection; map errors, and close it when a reply may still be on its way."""
         connection = self._connection
         try:
+            if connection is not None and _was_closed(connection):
+                # While it was idle: no call was lost with it, so this one need not fail for it.
+                self._connection = self._client_id = None
+                await _discard(connection)
+                connection = None
             if connection is None:
                 connection = self._connect()
                 async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -213,7 +222,7 @@ class Link:
                 self._connection = connection
             yield connection
         except ResponseError as error:
-            if self._connection is not connection or isinstance(error, ReadOnlyError):
+            if self._connection is not connection or is_demoted(error):
                 # Not usable, or a master no more: the next connection may reach the new one.
                 self._connection = self._client_id = None
                 await _discard(connection)
@@ -229,6 +238,20 @@ class Link:
             if isinstance(error, RedisError):
                 raise StoreRefused(str(error)) from error
             raise
+
+
+def is_demoted(error: Exception) -> bool:
+    """Tell whether a server is a master no more, or one that is cut off from its replicas."""
+    return isinstance(error, ReadOnlyError) or str(error).startswith("NOREPLICAS")
+
+
+def _was_closed(connection: AbstractConnection) -> bool:
+    """Tell whether the other end closed a connection on which no reply is awaited."""
+    # redis-py's own test reads from the socket, which would cost each call a turn of the loop.
+    reader: object = getattr(connection, "_reader", None)
+    return isinstance(reader, asyncio.StreamReader) and (
+        reader.at_eof() or reader.exception() is not None
+    )
 
 
 async def _discard(connection: AbstractConnection | None) -> None:

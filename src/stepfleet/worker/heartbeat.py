@@ -48,6 +48,8 @@ class Heartbeat:
         self.buried = False
         self._gapless_since: float | None = None
         self._last_beat = 0.0
+        #: By how much Redis' clock was ahead of ours, in ms.
+        self._redis_ahead: float | None = None
         self._loop_seen = self._clock.steady()
         self._stalled = False
         self._stop = threading.Event()
@@ -115,7 +117,11 @@ class Heartbeat:
             return
         _, redis_ms, ran_out, tombstones, returned = reply
         self._clock.saw_redis(int(redis_ms))
-        if self._gapless_since is None or now - self._last_beat > self.lease:
+        # A clock that jumped makes every lease look old: its owners get the time to renew it.
+        ahead = int(redis_ms) - now * 1000
+        jumped = self._redis_ahead is not None and ahead - self._redis_ahead > self.lease * 500
+        self._redis_ahead = ahead
+        if self._gapless_since is None or now - self._last_beat > self.lease or jumped:
             self._gapless_since = now
         self._last_beat = now
         self.work_was_left = bool(ran_out or tombstones)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,12 @@ import pytest
 
 from tests.chaos.proxy import Proxy
 from tests.support.fleet import Execution, TestFleet, WorkerProcess
+from tests.support.wait import eventually
 
 #: Seconds for anything to happen on a busy machine.
 PATIENCE = 60.0
+#: A seed to repeat a failure with.
+SEED = "CHAOS_SEED"
 #: Programs that a scenario may need beside a server, and what installs them on Debian.
 PACKAGES = {"strace": "strace", "faketime": "faketime", "redis-server": "redis-server"}
 
@@ -121,6 +126,32 @@ def proxied(fleet: TestFleet, count: int) -> Iterator[list[tuple[WorkerProcess, 
             proxy.close()
 
 
+@contextmanager
+def through_a_proxy(fleet: TestFleet) -> Iterator[Proxy]:
+    """Gives a proxy of a fleet's server."""
+    proxy = Proxy(fleet.server.port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def dice() -> random.Random:
+    """Returns seeded randomness; the seed is shown with a failure."""
+    seed = int(os.environ.get(SEED) or random.SystemRandom().getrandbits(32))
+    sys.stdout.write(f"{SEED}={seed}\n")
+    return random.Random(seed)
+
+
+async def until_a_step_begins(fleet: TestFleet, moment: float) -> float:
+    """Waits until a step begins after a moment, and returns how many seconds after."""
+
+    def first() -> float | None:
+        return next((line["t"] for line in fleet.ledger.lines("start") if line["t"] > moment), None)
+
+    return await eventually(first, PATIENCE) - moment
+
+
 # -- figures -----------------------------------------------------------------------------------------
 
 
@@ -147,4 +178,4 @@ def executed_twice(executions: Iterable[Execution]) -> tuple[int, int]:
 
 def share(part: int, whole: int) -> str:
     """Returns `3 of 212 (1.4 %)`."""
-    return f"{part} of {whole} ({100 * part / whole:.1f} %)"
+    return f"{part} of {whole} ({100 * part / max(1, whole):.1f} %)"

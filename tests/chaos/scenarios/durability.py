@@ -1,0 +1,256 @@
+"""F6 to F9: a server that dies, with and without the end of what it had promised to keep."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from random import SystemRandom
+from typing import NamedTuple
+
+import pytest
+
+from stepfleet import Client, WorkflowHandler
+from stepfleet.client import new_run_id
+from stepfleet.errors import ConnectionLost, RunNotFound
+from tests.chaos.scenarios.scenario import PATIENCE, Figures, scenario, share, until_a_step_begins
+from tests.support.fleet import TestFleet, recording_server
+from tests.support.flows import NotedChain, Streaming, Token
+from tests.support.load import Load
+from tests.support.wait import eventually
+
+#: Seconds between the death of a server and its start.
+OUTAGE = 1.0
+
+
+# -- F6 ----------------------------------------------------------------------------------------------
+
+
+@scenario(
+    "F6",
+    fault="`kill -9` of Redis under load, on a machine whose disk is fine; started again 1 s later",
+    seen="starting and sending raise `ConnectionLost` after 5 s without Redis, awaiting and reading wait, "
+    "workers wait",
+    lost="nothing: what was acknowledged is with the operating system",
+    recovery="Redis answers to the next step",
+)
+async def redis_is_killed(directory: Path) -> Figures:
+    return await killed_and_started(directory, restarts=6)
+
+
+async def killed_and_started(directory: Path, *, restarts: int) -> Figures:
+    gaps: list[float] = []
+    with TestFleet(directory) as fleet:
+        fleet.start(3)
+        pids = {worker.pid for worker in fleet.live}
+        async with Client(fleet.url) as client, asyncio.timeout(4 * PATIENCE):
+            load = Load(client)
+            slow = [await client.start(NotedChain, seconds=2.0, number=n) for n in range(10)]
+            stream = await client.start(Streaming, count=100, seconds=0.03)
+            reading = asyncio.create_task(_texts(stream))
+            for _ in range(restarts):
+                before = load.started
+                await eventually(lambda before=before: load.started >= before + 5, PATIENCE)
+                await asyncio.to_thread(fleet.server.kill)
+                await asyncio.sleep(OUTAGE)  # the length of time that this is about
+                await asyncio.to_thread(fleet.server.start)
+                gaps.append(await until_a_step_begins(fleet, time.monotonic()))
+            before = load.started
+            await eventually(lambda: load.started >= before + 5, PATIENCE)
+            runs = await load.stop()
+            assert await asyncio.gather(*slow) == [number + 2 for number in range(10)]
+            assert await reading == [f"token {number}" for number in range(100)]
+            assert await stream == 100
+        assert {worker.pid for worker in fleet.live} == pids
+        runs += [handler.run_id for handler in (*slow, stream)]
+        fleet.wait_until_tidy(runs)
+        deliveries = (len(runs) - 11) * load.deliveries_per_run + 3 * 10 + 1
+        assert fleet.record().check_settled(fleet.ledger, runs) == deliveries
+    return Figures(
+        recovery=gaps,
+        counted=f"{restarts} restarts, {len(runs)} runs with {deliveries} deliveries, 0 lost",
+    )
+
+
+async def _texts(handler: WorkflowHandler) -> list[str]:
+    return [event.text async for event in handler.stream_events() if isinstance(event, Token)]
+
+
+# -- F7 ----------------------------------------------------------------------------------------------
+
+
+@scenario(
+    "F7",
+    fault="Redis dies and the last second of its append-only file is gone, in the middle of a command "
+    "(a power failure with `everysec`)",
+    seen="runs started in that second are `RunNotFound`: start them again with the same id; others go "
+    "on from an earlier point, and their steps run again",
+    lost="what was acknowledged in that second, never half a step",
+    recovery="Redis answers to the next step",
+)
+async def the_tail_of_the_log_is_lost(directory: Path, *, cuts: int = 3) -> Figures:
+    found: list[_Cut] = []
+    for number in range(cuts):
+        (directory / str(number)).mkdir()
+        # A fleet for each: Redis 7 cuts a file twice badly, see tests/chaos/test_log.py.
+        found.append(await _cut_off(directory / str(number)))
+    size = sum(one.size for one in found) / cuts / 1024
+    vanished = share(sum(one.vanished for one in found), sum(one.runs for one in found))
+    return Figures(
+        recovery=[one.recovery for one in found],
+        counted=f"{cuts} cuts of {size:.0f} KB on average; runs that vanished, their result delivered or not: "
+        f"{vanished}; steps that one worker executed twice: {sum(one.again for one in found)}",
+    )
+
+
+class _Cut(NamedTuple):
+    size: int
+    recovery: float
+    runs: int
+    vanished: int
+    again: int
+
+
+async def _cut_off(directory: Path) -> _Cut:
+    with TestFleet(directory) as fleet:
+        fleet.start(3)
+        async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE):
+            load = Load(client, width=10, at_once=8, may_vanish=True)
+            await eventually(lambda: load.started >= 16, PATIENCE)
+            (log,) = (directory / "redis").rglob("*.incr.aof")
+            size = log.stat().st_size
+            await asyncio.sleep(1.0)  # the second that will be lost
+            await asyncio.to_thread(fleet.server.kill)
+            cut = log.stat().st_size - size
+            with log.open("r+b") as file:
+                file.truncate(size - 1)  # within a command
+            await asyncio.to_thread(fleet.server.start)
+            recovery = await until_a_step_begins(fleet, time.monotonic())
+            before = load.started
+            await eventually(lambda: load.started >= before + 8, PATIENCE)
+            runs = await load.stop()
+        # a run whose end was lost has its end again, without its caller
+        fleet.wait_until_tidy(runs, timeout=PATIENCE)
+        record = fleet.record()
+        kept = {entry.run_id for entry in record.of_runs(runs)}
+        assert record.check_settled(fleet.ledger, kept) == len(kept) * load.deliveries_per_run
+        vanished = {*load.vanished, *runs} - (kept - {*load.vanished})
+        assert vanished
+        executions = fleet.ledger.executions()
+        again = len(executions) - len({(one.delivery, one.pid) for one in executions})
+    return _Cut(cut, recovery, len(runs), len(vanished), again)
+
+
+# -- F8 ----------------------------------------------------------------------------------------------
+
+
+def _slow_disk(milliseconds: int) -> tuple[str, ...]:
+    """Returns what starts a server whose disk takes so long for each `fdatasync`."""
+    inject = f"inject=fdatasync:delay_enter={milliseconds * 1000}"
+    options = (
+        "-D",
+        "-f",
+        "--seccomp-bpf",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=fdatasync",
+        "-e",
+        inject,
+    )
+    return ("strace", *options)
+
+
+@scenario(
+    "F8",
+    fault="`kill -9` of Redis while its disk is slow (each `fdatasync` delayed), with `appendfsync always` "
+    "and with `everysec`",
+    seen="`always`: starting and committing take as long as the disk; `everysec`: as F7",
+    lost="`always`: nothing that was acknowledged; `everysec`: up to 2 s",
+    recovery="Redis answers to the next step, with `always`",
+    needs=("strace",),
+)
+async def redis_is_killed_on_a_slow_disk(directory: Path) -> Figures:
+    counts: list[str] = []
+    gaps: list[float] = []
+    for policy, delay_ms in (("always", 50), ("everysec", 1500)):
+        (directory / policy).mkdir()
+        server = recording_server(
+            directory / policy, "redis", "--appendfsync", policy, wrapper=_slow_disk(delay_ms)
+        )
+        with TestFleet(directory / policy, server) as fleet:
+            fleet.start(2)
+            lost, known, gap = await _killed_while_starting(fleet)
+        counts.append(f"`{policy}`: {share(lost, known)} acknowledged runs lost")
+        if policy == "always":
+            assert lost == 0
+            gaps.append(gap)
+        else:
+            assert lost > 0, "the disk was not slow"
+    return Figures(recovery=gaps, counted="; ".join(counts))
+
+
+async def _killed_while_starting(fleet: TestFleet) -> tuple[int, int, float]:
+    """Returns how many of the acknowledged runs are lost, how many there were, and the recovery."""
+    known: list[str] = []
+    async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE):
+
+        async def produce() -> None:
+            with contextlib.suppress(ConnectionLost):
+                while True:
+                    run_id = new_run_id(SystemRandom())
+                    await client.start(NotedChain, run_id=run_id, seconds=0.05)
+                    known.append(run_id)
+
+        producing = [asyncio.create_task(produce()) for _ in range(4)]
+        await asyncio.sleep(4.0)  # long enough for a write that waits for an fsync
+        await asyncio.to_thread(fleet.server.kill)
+        acknowledged = list(known)
+        for task in producing:
+            task.cancel()
+        await asyncio.gather(*producing, return_exceptions=True)
+        await asyncio.to_thread(fleet.server.start)
+        back = time.monotonic()
+        assert await (await client.start(NotedChain)) == 2
+        gap = await until_a_step_begins(fleet, back)
+        lost = 0
+        for run_id in acknowledged:
+            try:
+                assert await client.handler(run_id) == 2
+            except RunNotFound:
+                lost += 1
+    return lost, len(acknowledged), gap
+
+
+# -- F9 ----------------------------------------------------------------------------------------------
+
+
+@scenario(
+    "F9",
+    fault="Redis loses everything (`FLUSHALL`, or a restart without an append-only file)",
+    seen="`RunNotFound` for every run; workers announce their workflows again and serve new runs",
+    lost="everything",
+    recovery="loss to the first step of a new run",
+)
+async def everything_is_lost(directory: Path) -> Figures:
+    with TestFleet(directory) as fleet:
+        fleet.start(2)
+        async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
+            assert await (await client.start(NotedChain, number=1)) == 3
+            lost = await client.start(NotedChain, seconds=1.0)
+            await eventually(lambda: fleet.ledger.executions(run_id=lost.run_id), PATIENCE)
+            with fleet.redis() as redis:
+                redis.flushall()
+                redis.script_flush()
+            moment = time.monotonic()
+            handlers = [await client.start(NotedChain, number=n) for n in range(10)]
+            with pytest.raises(RunNotFound):
+                await lost
+            assert await asyncio.gather(*handlers) == [number + 2 for number in range(10)]
+        assert len({execution.pid for execution in fleet.ledger.executions()}) == 2
+        assert len(fleet.live) == 2
+        fleet.wait_until_tidy([handler.run_id for handler in handlers])
+        fresh = [one for one in fleet.ledger.executions() if one.run_id != lost.run_id]
+        began = min(one.began for one in fresh if one.began > moment)
+    return Figures(recovery=[began - moment], counted="no worker ended, both served again")

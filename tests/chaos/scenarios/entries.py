@@ -1,0 +1,181 @@
+"""F19 to F21: entries that kill, that cannot be read, and that come to several workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from stepfleet import Client
+from stepfleet.errors import DeadLettered
+from tests.chaos.scenarios.network import check
+from tests.chaos.scenarios.scenario import PATIENCE, Figures, executed_twice, scenario, share
+from tests.support.fleet import TestFleet
+from tests.support.flows import Poison
+from tests.support.load import Load
+from tests.support.wait import eventually
+
+#: After so many deaths a delivery is given up: the default of `max_deliveries`.
+MAX_DELIVERIES = 3
+WORK = "{default:0}:s:FanOut:Item:work"
+#: What somebody may have written into a stream.
+GARBAGE = (
+    {"r": "nobody", "i": "x", "d": b"\xff\x00\xff"},
+    {"r": "nobody", "i": "x", "d": b""},
+    {"something": "else"},
+)
+
+
+# -- F19 ---------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def replaced(fleet: TestFleet, count: int) -> AsyncIterator[None]:
+    """Starts a worker for each that died, as whatever runs them does."""
+
+    async def replace() -> None:
+        while True:
+            if len(fleet.live) < count:
+                await asyncio.to_thread(fleet.start)
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(replace())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@scenario(
+    "F19",
+    fault="a step that kills its process whenever it runs (as the kernel does when memory is short)",
+    seen="that run fails with `DeadLettered` and what is pending of it is kept; others go on",
+    lost="nothing; what ran beside it in that process runs again",
+    recovery="start of the poisonous run to its end",
+)
+async def a_step_kills_its_workers(directory: Path) -> Figures:
+    with TestFleet(directory, max_deliveries=MAX_DELIVERIES) as fleet:
+        fleet.start(2)
+        async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
+            load = Load(client)
+            async with replaced(fleet, 2):
+                began = time.monotonic()
+                poison = await client.start(Poison)
+                with pytest.raises(DeadLettered, match="its worker died 3 times"):
+                    await poison
+                took = time.monotonic() - began
+                before = load.started
+                await eventually(lambda: load.started >= before + 4, PATIENCE)
+                runs = await load.stop()
+        assert len(fleet.ledger.lines("start")) > MAX_DELIVERIES
+        assert len(fleet.ledger.executions("kill")) == MAX_DELIVERIES
+        assert sum(worker.process.poll() == -9 for worker in fleet.workers) == MAX_DELIVERIES
+        fleet.wait_until_tidy([poison.run_id])
+        check(fleet, load, runs)
+        with fleet.redis() as redis:
+            (key,) = redis.keys("*}:dead")
+            ((_, letter),) = redis.xrange(key)
+            assert letter[b"run"].decode() == poison.run_id
+        again = executed_twice(fleet.ledger.executions("work"))
+    return Figures(
+        recovery=[took],
+        counted=f"{MAX_DELIVERIES} deaths, 1 dead letter, {len(runs)} runs beside it; of their steps executed "
+        f"twice: {share(*again)}",
+    )
+
+
+# -- F20 ---------------------------------------------------------------------------------------------
+
+
+@scenario(
+    "F20",
+    fault="entries that are none are written into a step's stream, under load",
+    seen="dead letters, one for each; runs do not notice",
+    lost="nothing",
+    recovery="entry written to taken out",
+)
+async def entries_cannot_be_read(directory: Path, *, count: int = 30) -> Figures:
+    with TestFleet(directory) as fleet:
+        fleet.start(2)
+        async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE):
+            load = Load(client, width=10)
+            await eventually(lambda: load.started >= 8, PATIENCE)
+            written = [GARBAGE[number % len(GARBAGE)] for number in range(count)]
+            gaps = [await _taken_out(fleet, fields) for fields in written]
+            before = load.started
+            await eventually(lambda: load.started >= before + 4, PATIENCE)
+            runs = await load.stop()
+        with fleet.redis() as redis:
+            (key,) = redis.keys("*}:dead")
+            assert redis.xlen(key) == count
+            redis.delete(key)
+        check(fleet, load, runs)
+        assert len(fleet.live) == 2
+    begun = [line["t"] for line in fleet.ledger.lines("start")]
+    silence = max(after - before for before, after in pairwise(begun))
+    return Figures(
+        recovery=gaps,
+        counted=f"{count} entries, {count} dead letters; {len(runs)} runs, longest time without a step "
+        f"{silence:.1f} s",
+    )
+
+
+async def _taken_out(fleet: TestFleet, fields: Mapping[str, str | bytes]) -> float:
+    with fleet.redis() as redis:
+        entry = redis.xadd(WORK, dict(fields))
+        began = time.monotonic()
+        await eventually(lambda: not redis.xrange(WORK, entry, entry), PATIENCE)
+    return time.monotonic() - began
+
+
+# -- F21 ---------------------------------------------------------------------------------------------
+
+
+@scenario(
+    "F21",
+    fault="entries that are pending are claimed for other workers again and again, while they run",
+    seen="nothing: steps run more than once, the first owner's commits change nothing",
+    lost="nothing",
+)
+async def entries_change_hands(directory: Path, *, seconds: float = 10.0) -> Figures:
+    with TestFleet(directory) as fleet:
+        fleet.start(3)
+        async with Client(fleet.url) as client, asyncio.timeout(seconds + 2 * PATIENCE):
+            load = Load(client, width=10)
+            claimed, until = 0, time.monotonic() + seconds
+            while time.monotonic() < until:
+                claimed += _claim_for_others(fleet)
+                await asyncio.sleep(0.3)
+            runs = await load.stop()
+        check(fleet, load, runs)
+        again = executed_twice(fleet.ledger.executions("work"))
+        dropped = sum(worker.log().count("settled elsewhere") for worker in fleet.workers)
+    assert claimed > 2 * seconds
+    assert again[0] > 0
+    return Figures(
+        recovery=(),
+        counted=f"{claimed} claims under {len(runs)} runs; executed twice: {share(*again)} of that step; "
+        f"{dropped} commits dropped",
+    )
+
+
+def _claim_for_others(fleet: TestFleet) -> int:
+    """Gives each pending delivery of a step to the worker after its own, as no worker would."""
+    with fleet.redis() as redis:
+        rows = redis.xpending_range(WORK, "workers", "-", "+", 100) if redis.exists(WORK) else []
+        names = (
+            sorted({row["name"] for row in redis.xinfo_consumers(WORK, "workers")}) if rows else []
+        )
+        for row in rows:
+            name = row["consumer"]
+            other = names[(names.index(name) + 1) % len(names)]
+            redis.xclaim(WORK, "workers", other, 0, [row["message_id"]], justid=True)
+        return len(rows[-2:]) if len(names) > 1 else 0

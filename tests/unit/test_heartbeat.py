@@ -1,0 +1,60 @@
+"""When a worker may take from others whose lease ran out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from stepfleet.clock import Clock
+from stepfleet.embedded.memory import memory_fleet
+from stepfleet.worker.heartbeat import Heartbeat
+
+LEASE = 3.0
+
+
+class Hands(Clock):
+    """A clock that stands until it is moved."""
+
+    now = 0.0
+
+    def steady(self) -> float:
+        return self.now
+
+
+class Beating:
+    """A heartbeat whose Redis is a clock."""
+
+    def __init__(self) -> None:
+        self.clock = Hands()
+        self.redis_ahead_ms = 1_000_000.0
+        fleet = replace(memory_fleet("beating"), clock=self.clock)
+        self.heart = Heartbeat(fleet, "me", lease=LEASE, describe=dict)
+
+    def beat_for(self, seconds: float) -> bool:
+        """Beats once a second, and tells whether it may bury then."""
+        for _ in range(round(seconds)):
+            self.clock.now += 1.0
+            self.heart._beat(self._reply)
+        return self.heart.may_bury
+
+    def _reply(self, *_: Any) -> list[int]:
+        return [1, int(self.clock.now * 1000 + self.redis_ahead_ms), 1, 0, 0]
+
+
+def test_it_buries_after_a_lease_of_beats_without_a_gap() -> None:
+    beating = Beating()
+    assert not beating.beat_for(LEASE)
+    assert beating.beat_for(1.0)
+
+
+@pytest.mark.parametrize(("jump_ms", "may_bury"), [(10_000, False), (1_000, True), (-10_000, True)])
+def test_after_a_jump_of_redis_clock_it_buries_nobody_for_a_lease(
+    jump_ms: int, may_bury: bool
+) -> None:
+    beating = Beating()
+    assert beating.beat_for(LEASE + 1)
+    beating.redis_ahead_ms += jump_ms
+    assert beating.beat_for(1.0) is may_bury
+    assert beating.beat_for(LEASE)
