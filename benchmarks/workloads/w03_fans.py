@@ -11,7 +11,7 @@ TITLE = "W3: fan-out and fan-in"
 
 #: llama-index-workflows takes minutes for 2,000 items and half an hour or more for 10,000; dramatiq,
 #: arq and the other queues are not asked for more than 1,000 either.
-WIDEST = ("stepfleet", "stepfleet-memory", "ceiling")
+WIDEST = ("stepfleet", "ceiling")
 
 
 async def fan(peer: Any, width: int, times: int) -> Figures:
