@@ -62,7 +62,8 @@ def write(rows: list[dict[str, Any]], *, quick: bool) -> None:
     if quick:
         print(text)
         return
-    (ROOT / "docs" / "benchmarks.md").write_text(text)
+    notes = (ROOT / "benchmarks" / "notes.md").read_text()
+    (ROOT / "docs" / "benchmarks.md").write_text(f"{text}\n{notes}")
     print("docs/benchmarks.md is written")
 
 

@@ -256,18 +256,32 @@ def test_an_entry_that_a_call_settled_is_deleted_by_the_end_of_the_call(rig: Rig
     assert rig.pending(WIDE, "me") == {}
 
 
-def test_a_wrong_script_argument_is_refused_and_stops_the_run_but_not_its_neighbours(
+def test_what_redis_refuses_stops_the_run_but_not_its_neighbours(rig: Rig) -> None:
+    run_id, other = rig.start(emit(WIDE, "a")), rig.start(emit(WIDE, "b"))
+    first, second = rig.read(WIDE)
+    rig.client.hset(rig.keys.run(run_id), "seq", "not a number")
+    answers = rig.commits(
+        effect(first, Publish(b"p")), effect(first, emit(WIDE, "x")), settle(second, end())
+    )
+    assert [answer.word for answer in answers] == ["refused", "refused", "applied"]
+    assert answers[0].detail == answers[1].detail != ""
+    assert rig.public(run_id) == []
+    assert rig.run(other)["status"] == "completed"
+
+
+def test_a_counter_that_is_no_number_breaks_the_commit_that_needs_it_before_it_writes(
     rig: Rig,
 ) -> None:
     run_id, other = rig.start(emit(WIDE, "a")), rig.start(emit(WIDE, "b"))
     first, second = rig.read(WIDE)
     rig.client.hset(rig.keys.run(run_id), "s:wide", "not a number")
     answers = rig.commits(
-        effect(first, emit(WIDE, "x")), effect(first, Publish(b"p")), settle(second, end())
+        effect(first, Publish(b"p"), emit(WIDE, "x")),
+        effect(first, Publish(b"q")),
+        settle(second, end()),
     )
-    assert [answer.word for answer in answers] == ["refused", "refused", "applied"]
-    assert answers[0].detail == answers[1].detail != ""
-    assert rig.public(run_id) == []
+    assert [answer.word for answer in answers] == ["broken", "applied", "applied"]
+    assert [entry for _, entry in rig.public(run_id)] == [b"q"]
     assert rig.run(other)["status"] == "completed"
 
 

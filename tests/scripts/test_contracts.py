@@ -15,7 +15,7 @@ LUA = files("stepfleet.storage") / "lua"
 #: What Redis 6.2, Valkey and the in-process server offer alike.
 GLOBALS = {
     *("redis", "KEYS", "ARGV", "math", "string", "table", "pcall", "ipairs", "pairs"),
-    *("tonumber", "tostring", "type", "unpack"),
+    *("setmetatable", "tonumber", "tostring", "type", "unpack"),
 }
 
 
