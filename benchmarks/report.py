@@ -82,23 +82,24 @@ def head(rows: list[dict[str, Any]], quick: bool) -> list[str]:
         "",
         "Written by `make bench" + (" QUICK=1" if quick else "") + "`. Absolute figures hold for",
         "the machine below only: compare within one table. Server, workers and producer share its cores.",
-        "Every round measures every peer once, on a server of its own; medians, minima and maxima are",
-        "over the rounds. A ratio is stepfleet's figure by the other's in the same round.",
+        "A round measures every peer once, on a server of its own; medians, minima and maxima are over",
+        "the rounds. A ratio is stepfleet's figure by the other's in the same round.",
         "",
         f"- machine: {os.cpu_count()} cores, {model}, Python {platform.python_version()}",
         f"- server: {told.stdout.split(' sha=')[0].strip()}, without persistence unless said",
         f"- {len({row['round'] for row in rows})} rounds; in {disturbed} of {len(foreign)} measurements"
         " other processes used more than 0.15 cores",
         "",
-        "| peer | versions | settings |",
-        "| --- | --- | --- |",
+        "| peer | rounds | versions | settings |",
+        "| --- | --- | --- | --- |",
     ]
     for peer in dict.fromkeys(row["peer"] for row in rows):
         try:
             found = versions(peer)
         except (NotStarted, subprocess.SubprocessError) as error:
             found = str(error)
-        lines.append(f"| {peer} | {found} | {PEERS[peer].settings} |")
+        rounds = len({row["round"] for row in rows if row["peer"] == peer})
+        lines.append(f"| {peer} | {rounds} | {found} | {PEERS[peer].settings} |")
     return lines
 
 
