@@ -264,11 +264,14 @@ class MemoryRuntime:
         return serving
 
     async def _watch(self, handler: WorkflowHandler, workflow: Workflow, serving: _Serving) -> None:
-        run_id = handler.run_id
+        run_id, ended_well = handler.run_id, True
         try:
             await handler.stop_event_result()
         except Exception:  # noqa: BLE001 - whoever awaits the handler gets it
             logger.debug("a run did not end well: run_id=%s", run_id)
+            ended_well = False
+        serving.worker.processor.runs_ended({run_id})
+        if not ended_well:
             await self._put_aside(run_id)
         self._live.discard(run_id)
         await self._left(workflow, serving)

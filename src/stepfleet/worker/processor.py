@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 from stepfleet.core import endings
@@ -43,7 +44,7 @@ from stepfleet.core.commit import (
 from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
 from stepfleet.core.history import emitted, settled
-from stepfleet.core.outcome import Failed, Lost, Outcome, Shown, Suspended, Traces
+from stepfleet.core.outcome import Failed, Lost, Outcome, Returned, Shown, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
 from stepfleet.core.scopes import gathered_in
@@ -78,13 +79,15 @@ from stepfleet.worker.observer import Observer
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.system import settle_system
-from stepfleet.workflow import Runtime, Workflow, current_runtime
+from stepfleet.workflow import Runtime, Workflow, current_runtime, options_of
 
 logger = logging.getLogger("stepfleet.worker.processor")
 
 #: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter
 #: one arms it for free.
 ARM_AFTER: Final = 0.05
+#: Seconds by which it may be armed earlier, so that one look arms all that began together.
+ARM_EARLY: Final = 0.005
 #: Ended runs that are remembered, so that what was read of them meanwhile does not start.
 ENDED: Final = 10_000
 #: From this many deliveries on, one runs alone among its like: it may be what kills workers.
@@ -97,6 +100,8 @@ class Served:
 
     plan: Plan
     instance: Workflow
+    #: Seconds that its runs may take; None: for ever.
+    timeout: float | None
     turns: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
 
 
@@ -117,6 +122,7 @@ class Processor:
         runtime: Runtime | None,
         observer: Observer | None = None,
         suspect_left: Callable[[], None],
+        timer_set: Callable[[float], None],
     ) -> None:
         self._fleet = fleet
         self._clock = fleet.clock
@@ -131,6 +137,10 @@ class Processor:
         self._observer = observer
         #: Told when a suspect is done: the next one may be taken over.
         self._suspect_left = suspect_left
+        #: Told when something is due in so many seconds at the earliest.
+        self._timer_set = timer_set
+        #: When deadlines are armed next.
+        self._arming: asyncio.TimerHandle | None = None
         self._tracing = fleet.tracer()
         self._served: dict[str, Served] = {}
         self._held: dict[tuple[Route, str], Held] = {}
@@ -150,7 +160,7 @@ class Processor:
 
     def serve(self, plan: Plan, instance: Workflow) -> None:
         """Run deliveries of this workflow."""
-        self._served[plan.workflow] = Served(plan, instance)
+        self._served[plan.workflow] = Served(plan, instance, options_of(instance).timeout)
 
     def stop_serving(self, workflow: str) -> None:
         """Forget a workflow."""
@@ -209,6 +219,8 @@ class Processor:
         held = Held(delivery, self._clock.steady())
         self._held[key] = held
         self.empty.clear()
+        if delivery.is_first and self._arming is None:
+            self._arm_in(ARM_AFTER)
         if self._in_line or self._running >= self._concurrency:
             self._in_line.append(held)
         else:
@@ -348,6 +360,8 @@ class Processor:
                 outcome = Failed(error=self._too_many_waits(delivery), traces=outcome.traces)
                 continue
             if answer.word != "conflict":
+                if delivery.is_first or not isinstance(outcome, Returned):
+                    self._tell_of_timers(delivery, commit.words)
                 self._log(delivery, outcome, commit.words, answer)
                 if self._observer is not None:
                     self._observer.settled(delivery, outcome, commit.words, answer.word)
@@ -584,7 +598,11 @@ class Processor:
         self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
 
     def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:
-        if not isinstance(answer, Answer) or answer.word not in ("gone", "over", "unknown-run"):
+        if not isinstance(answer, Answer):
+            return
+        if answer.word == "applied":
+            self._tell_of_timers(held.delivery)
+        if answer.word not in ("gone", "over", "unknown-run"):
             return
         if answer.word == "gone" and not held.cancelled:
             with step_log_context(*_log_fields(held.delivery)):
@@ -611,9 +629,7 @@ class Processor:
             self._flush(held.execution)
         held.armed = True
         # Whoever dies meanwhile is not killed by this step, so what counts against it is forgotten.
-        words = lent_words(delivery, times=1, age_ms=self._age_ms(held))
-        commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
-        self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
+        self._put_effects(held, lent_words(delivery, times=1, age_ms=self._age_ms(held)))
 
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again."""
@@ -633,18 +649,39 @@ class Processor:
     def _age_ms(self, held: Held) -> int:
         return int((self._clock.steady() - held.started) * 1000)
 
-    def arm_deadlines(self) -> None:
+    def _arm_in(self, seconds: float) -> None:
+        self._arming = asyncio.get_running_loop().call_later(seconds, self._arm_deadlines)
+
+    def _arm_deadlines(self) -> None:
         """Arm the deadline of runs whose first step has been running for a while."""
-        now = self._clock.steady()
+        self._arming, now = None, self._clock.steady()
         for held in self._held.values():
-            if not held.armed and held.delivery.is_first and now - held.started > ARM_AFTER:
-                held.armed = True
-                delivery = held.delivery
-                words = effects_commit(delivery, (), age_ms=self._age_ms(held))
-                commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
-                self._committer.put(
-                    commit, lambda answer, held=held: self._effect_answered(held, answer)
-                )
+            if held.armed or not held.delivery.is_first:
+                continue
+            left = held.started + ARM_AFTER - now
+            if left > ARM_EARLY:
+                self._arm_in(left)  # the others are younger
+                return
+            held.armed = True
+            words = effects_commit(held.delivery, (), age_ms=self._age_ms(held))
+            self._put_effects(held, words)
+
+    def _put_effects(self, held: Held, words: Sequence[Word]) -> None:
+        delivery = held.delivery
+        commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
+        self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
+
+    def _tell_of_timers(self, delivery: Delivery, words: Sequence[Word] = ()) -> None:
+        """Tell when something that this process has set is due: the next look at timers may be too late."""
+        soonest = inf
+        for word in words:
+            if isinstance(word, SetTimer):
+                soonest = min(soonest, word.delay_ms / 1000)
+        served = self._served.get(delivery.route.workflow)
+        if delivery.is_first and served is not None and served.timeout is not None:
+            soonest = min(soonest, served.timeout)
+        if soonest < inf:
+            self._timer_set(soonest)
 
     # -- ends, losses, drain -----------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
+from math import inf
 from random import Random
 from typing import Any, Final, cast
 
@@ -102,7 +104,8 @@ class Worker:
         self._sweep_now = asyncio.Event()
         self._children_left = asyncio.Event()
         self._codec = Codec(TypeRegistry())
-        self._timer_changed = asyncio.Event()
+        self._timer_is_near = asyncio.Event()
+        self._next_look = 0.0
         self._finished_reads = 0
         self._reclaim_is_due = False
         self._last_turn = fleet.clock.steady()
@@ -135,6 +138,7 @@ class Worker:
             runtime=self._runtime,
             observer=self._observer,
             suspect_left=self._sweep_now.set,
+            timer_set=self._timer_set,
         )
         for plan, instance in self._workflows.values():
             self._processor.serve(plan, instance)
@@ -352,7 +356,6 @@ class Worker:
             )
             if self._heartbeat.buried:
                 await self._rise()
-            self._processor.arm_deadlines()
             try:
                 if not last_end:
                     last_end = await self._reader.last_end()
@@ -367,20 +370,29 @@ class Worker:
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
-            # The first step of a run arms its deadline soon after it began, long before the next
-            # lease beat.
+            # Who works hears soon of a run that was cancelled.
             await asyncio.sleep(TICK / 5 if self._processor.held else TICK)
 
     async def _timer_loop(self) -> None:
         outage = Outage("looking at timers", self._fleet.random)
         while True:
+            self._timer_is_near.clear()
+            self._next_look = inf
             try:
                 until = await self._timers.fire()
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
                 continue
-            await asyncio.sleep(min(TICK, until) if until is not None else TICK)
+            pause = TICK if until is None else min(TICK, until)
+            self._next_look = self._fleet.clock.steady() + pause
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._timer_is_near.wait()
+
+    def _timer_set(self, seconds: float) -> None:
+        if self._fleet.clock.steady() + seconds < self._next_look:
+            self._timer_is_near.set()
 
     async def _orphan_loop(self) -> None:
         """End the children of ended runs soon; the next sweep would find them as well."""
