@@ -18,6 +18,7 @@ from stepfleet.errors import WorkflowValidationError
 from stepfleet.events import Event, StepFailedEvent
 from stepfleet.resource import ResourceDefinition
 from stepfleet.retry_policy import RetryPolicy
+from stepfleet.retry_policy.waits import LONGEST, is_time
 from stepfleet.signatures import (
     is_free_function,
     locals_around,
@@ -312,6 +313,10 @@ def seconds_or_none(timeout: float | timedelta | None) -> float | None:
         raise WorkflowValidationError(
             "timeout must be a number of seconds or a timedelta greater than 0, or None, not "
             f"{timeout!r}"
+        )
+    if seconds is not None and not is_time(seconds):
+        raise WorkflowValidationError(
+            f"timeout must be less than {LONGEST:g} seconds, or None for no end"
         )
     return seconds
 

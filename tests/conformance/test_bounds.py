@@ -146,9 +146,10 @@ async def test_a_run_that_goes_round_for_ever_fails_by_the_name_of_the_limit(
     assert 12 <= len(executions) <= 13
 
 
-async def test_retries_and_answers_are_no_further_deliveries(small: Place) -> None:
+@pytest.mark.parametrize("wait", [0.0, 0.01])
+async def test_retries_and_answers_are_no_further_deliveries(small: Place, wait: float) -> None:
     class Flow(Workflow):
-        @step(retry_policy=retry_policy(wait=wait_fixed(0.01), stop=stop_after_attempt(30)))
+        @step(retry_policy=retry_policy(wait=wait_fixed(wait), stop=stop_after_attempt(30)))
         async def begin(self, ctx: Context, ev: StartEvent) -> Item:
             if ctx.retry_info().retry_number < 20:
                 raise ValueError("not yet")

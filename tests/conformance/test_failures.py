@@ -178,6 +178,28 @@ async def test_a_policy_that_fails_itself_ends_the_run_with_its_error(place: Pla
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+@pytest.mark.parametrize("delay", [float("nan"), float("inf"), "soon", 10**400])
+async def test_a_policy_that_gives_no_time_ends_the_run_by_its_name(
+    place: Place, delay: Any
+) -> None:
+    class Wrong:
+        def next(self, elapsed_time: float, attempts: int, error: Exception) -> float | None:
+            return delay
+
+    class Flow(Workflow):
+        @step(retry_policy=Wrong())  # type: ignore[arg-type]
+        async def begin(self, ev: StartEvent) -> StopEvent:
+            raise ValueError("step")
+
+    flow = await place.serve(Flow)
+    with pytest.raises(
+        WorkflowRuntimeError, match="a retry policy gives .* behind attempt 1"
+    ) as caught:
+        async with asyncio.timeout(5):
+            await flow.run()
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
 async def test_the_idempotency_key_is_the_same_in_every_attempt(place: Place) -> None:
     keys: list[str] = []
 

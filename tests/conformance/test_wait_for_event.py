@@ -429,3 +429,18 @@ async def test_a_retry_asks_again_when_nobody_had_answered_in_time(place: Place)
             if questions == 2:
                 await handler.send_event(Answer(text="late"))
     assert (await handler, questions) == ("late", 2)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("-inf"), "soon"])
+async def test_a_time_out_that_is_no_time_is_an_error_of_the_step(
+    place: Place, timeout: Any
+) -> None:
+    class Flow(Workflow):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.wait_for_event(HumanResponseEvent, timeout=timeout)
+            return StopEvent()
+
+    flow = await place.serve(Flow)
+    with pytest.raises(ValueError, match="wait_for_event: timeout must be a number of seconds"):
+        await flow.run()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepfleet.core.commit import Answer, Commit, OperationFence, Stage, Staged, Unstage
+from stepfleet.core.commit import Answer, Commit, Emit, OperationFence, Stage, Staged, Unstage
 from tests.scripts.rig import NARROW, WIDE, Rig, did, effect, emit, end, settle
 
 
@@ -36,6 +36,27 @@ def test_every_way_to_add_deliveries_counts_them_once(rig: Rig) -> None:
     rig.apply(effect(second, Stage(second.id, WIDE, True, pairs)))
     rig.apply(settle(second, Unstage(second.id, WIDE, 2), expects=[Staged(second.id, WIDE, 2)]))
     assert rig.run(run_id)["deliveries"] == "10"
+
+
+def test_a_delivery_that_is_emitted_again_is_no_further_one(small: Rig) -> None:
+    run_id = small.start(emit(NARROW, *range(5)))
+    for _ in range(3):
+        entry = small.take(NARROW)
+        small.apply(settle(entry, Emit(NARROW, ((entry.id, b"next attempt"),), awaitable=False)))
+    assert small.run(run_id)["deliveries"] == "5"
+
+
+@pytest.mark.parametrize("counter", ["deliveries", "lent", "s:narrow"])
+def test_a_counter_that_is_no_number_is_found_before_the_end_is_written(
+    rig: Rig, counter: str
+) -> None:
+    run_id = rig.start(emit(NARROW, "a"))
+    entry = rig.take(NARROW)
+    rig.client.hset(rig.keys.run(run_id), counter, "x")
+    before = rig.everything()
+    assert rig.commit(settle(entry, end())).word == "broken"
+    assert rig.everything() == before
+    assert list(rig.pending(NARROW, "me")) == [entry.entry]
 
 
 def test_a_step_that_adds_one_more_than_the_limit_is_refused_whole(small: Rig) -> None:

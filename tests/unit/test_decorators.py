@@ -155,6 +155,13 @@ def test_a_timeout_is_a_positive_time_or_none(bad: Any) -> None:
     assert refused(plain, timeout=bad) == expected
 
 
+@pytest.mark.parametrize("bad", [float("inf"), 1e300, 10**400])
+def test_a_timeout_that_nobody_can_count_is_none(bad: Any) -> None:
+    assert refused(plain, timeout=bad) == (
+        "timeout must be less than 1e+12 seconds, or None for no end"
+    )
+
+
 def test_unknown_graph_checks_are_named_with_the_valid_ones() -> None:
     assert refused(plain, skip_graph_checks=["zz", "terminal_event"]) == (
         "Unknown graph check names: terminal_event, zz. Valid names are: dead_end, reachability"

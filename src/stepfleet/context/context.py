@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
+from math import inf
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 from weakref import ReferenceType, ref
 
@@ -21,6 +22,7 @@ from stepfleet.deprecation import warn_always_running
 from stepfleet.errors import ContextStateError, WorkflowRuntimeError
 from stepfleet.events import Event, StopEvent
 from stepfleet.retry_policy import RetryInfo
+from stepfleet.retry_policy.waits import LONGEST, is_time
 from stepfleet.store import LocalPort, StateStore, StateT
 
 EventT = TypeVar("EventT", bound=Event)
@@ -424,7 +426,13 @@ class Context(OldForms, Generic[StateT]):
         Raises:
             TimeoutError: nothing came within `timeout` seconds.
             ContextStateError: not in a step.
+            ValueError: `timeout` is no time.
         """
+        if timeout is not None and timeout != inf and not is_time(timeout):
+            raise ValueError(
+                f"wait_for_event: timeout must be a number of seconds less than {LONGEST:g}, or "
+                f"None, not {str(timeout)[:40]!r}"
+            )
         event = await self._in_step("wait_for_event").wait(
             event_type,
             request=waiter_event,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
+from stepfleet.errors import WorkflowRuntimeError
 from stepfleet.retry_policy.conditions import (
     RetryCondition,
     retry_all,
@@ -38,7 +39,9 @@ from stepfleet.retry_policy.stops import (
     stop_never,
 )
 from stepfleet.retry_policy.waits import (
+    LONGEST,
     WaitStrategy,
+    is_time,
     wait_chain,
     wait_combine,
     wait_exponential,
@@ -135,10 +138,21 @@ def retry_policy(
 def next_delay(
     policy: RetryPolicy, *, elapsed: float, attempts: int, error: Exception, seed: int
 ) -> float | None:
-    """Return the policy's verdict, also of a policy whose `next` takes no seed."""
+    """Return the policy's verdict, also of a policy whose `next` takes no seed.
+
+    Raises:
+        WorkflowRuntimeError: it is no time.
+    """
     if "seed" in inspect.signature(policy.next).parameters:
-        return policy.next(elapsed, attempts, error, seed=seed)
-    return policy.next(elapsed, attempts, error)
+        delay = policy.next(elapsed, attempts, error, seed=seed)
+    else:
+        delay = policy.next(elapsed, attempts, error)
+    if delay is not None and not is_time(delay):
+        raise WorkflowRuntimeError(
+            f"a retry policy gives {str(delay)[:40]!r} behind attempt {attempts}: it has to give "
+            f"seconds, less than {LONGEST:g}, or None"
+        )
+    return delay
 
 
 # -- the policies that came before composition -----------------------------------------------------

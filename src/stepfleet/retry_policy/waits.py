@@ -8,11 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import timedelta
+from numbers import Real
 from random import Random
-from typing import Protocol
+from typing import Final, Protocol
 
 #: Seconds, as users write them.
 Seconds = int | float | timedelta
+
+#: Seconds that no wait and no time-out reaches: in ms, Redis and its scripts count them exactly.
+LONGEST: Final = 1e12
 
 
 class WaitStrategy(Protocol):
@@ -159,6 +163,11 @@ class wait_combine(Wait):
 def _chance(attempts: int, seed: int | None) -> Random:
     # Without a seed the delay still depends on the arguments only, so that a policy stays pure.
     return Random(attempts if seed is None else seed)  # noqa: S311 - jitter keeps no secret
+
+
+def is_time(value: object) -> bool:
+    """Tell whether a value is a number of seconds that can be waited for."""
+    return isinstance(value, Real) and -LONGEST < value < LONGEST
 
 
 def seconds_of(value: Seconds) -> float:

@@ -18,6 +18,7 @@ local waiting                     -- hold list -> its length, where it matters
 local wanted                      -- slot field -> what the counter comes to with the deliveries that it emits
 local sizes                       -- hash or set -> its number of members before this commit
 local born                        -- deliveries that it added since it began to count
+local settled                     -- the delivery that it settles: when it is emitted again, it is no further one
 local planned                     -- deliveries that it will add to those that its run ever had
 local guarded                     -- of those with a guard: how many it did add
 local ending                      -- it ends the run

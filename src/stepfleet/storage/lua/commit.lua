@@ -60,7 +60,7 @@ end
 local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
   opened, diverted, missing, appends, asked, closed, lent = {}, false, nil, {}, {}, false, false
-  waiting, wanted, sizes, born, pending, planned, guarded, ending = {}, {}, {}, 0, {}, 0, 0, false
+  waiting, wanted, sizes, born, pending, planned, guarded, ending, settled = {}, {}, {}, 0, {}, 0, 0, false, nil
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)
   if refusal then return refusal end

@@ -49,7 +49,11 @@ local emitting = {
   size = 5, n = 4, each = 2,
   check = function(j)
     local guard, s, hold = A[j] + 0, A[j + 2] + 0, A[j + 3] + 0
-    if guard > 0 then look(K[guard]) else planned = planned + A[j + 4] end
+    if guard > 0 then
+      look(K[guard])
+    elseif A[j + 5] ~= settled then
+      planned = planned + A[j + 4]
+    end
     if hold > 0 then room(s, hold, A[j + 4] + 0) end
   end,
   write = function(j)

@@ -105,7 +105,8 @@ local FENCE = lazily({
     prove = mine_or_gone,
     check = function(j)
       local hold = A[j + 3] + 0
-      lent = hold > 0 and (fields[6] or '0') ~= '0' and is_lent(A[j + 2])
+      settled = A[j + 2]
+      lent = hold > 0 and (fields[6] or 0) + 0 ~= 0 and is_lent(A[j + 2])
       if hold > 0 and not lent and (fields[7] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
     end,
     settle = function(j)
@@ -121,8 +122,9 @@ local FENCE = lazily({
         refill(s, K[hold], n)
       end
     end,
-    -- Nothing but the end of its run, once there were too many; what others wait for goes on.
-    bounded = function(j) return A[j + 3] + 0 > 0 and not ending end,
+    -- Nothing but the end of its run, once there were too many; what others wait for goes on. A count that is none
+    -- shows in either case.
+    bounded = function(j) return A[j + 3] + 0 > 0 and had() and not ending end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   },
   -- an early effect of a delivery that goes on: stream, entry
