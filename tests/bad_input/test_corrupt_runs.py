@@ -226,3 +226,38 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
     assert strange == []
     # what can never succeed is not tried for ever
     assert "redis refuses to write" not in caplog.text
+
+
+@pytest.mark.parametrize("counter", ["writes", "seq", "inbox", "version"])
+async def test_one_counter_that_is_no_number_keeps_no_other_run_waiting(
+    place: Place, caplog: pytest.LogCaptureFixture, counter: str
+) -> None:
+    Rich.go_on = asyncio.Event()
+    await place.serve(Rich)
+    await place.serve(Add)
+    bad = await place.client.start(Rich, run_id="bad")
+
+    async def stands_still() -> bool:
+        keys = " ".join(await place.run_keys())
+        return all(word in keys for word in (":wait", ":buf", ":hold:work", ":store", ":events"))
+
+    await eventually(stands_still, 10.0)
+    buffer = [name for name in await place.run_keys() if ":bad:buf:" in name]
+    name = min(buffer) if counter == "version" else place.keys.run("bad")
+    await place.call("HSET", name, counter, "x")
+    Rich.go_on.set()
+    with suppress(WorkflowError):
+        await bad.send_event(Go())
+
+    async def told() -> bool:
+        return "a key of the run has a wrong type or content" in caplog.text
+
+    if counter == "version":
+        await eventually(told, 5.0)
+    for n in range(20):
+        assert await (await place.client.start(Add, n=n)) == n + 1
+    with suppress(WorkflowError):
+        await bad.cancel_run()
+    assert all(not task.done() for _, task in place.workers)
+    assert [one for one in caplog.records if one.levelno >= logging.CRITICAL] == []
+    assert "redis refuses to write" not in caplog.text

@@ -270,6 +270,7 @@ def test_a_commit_costs_few_arguments() -> None:
         (b"conflict", Answer("conflict")),
         (b"conflict work:b 7 3", Answer("conflict", buffer="work:b", version=7, length=3)),
         (b"conflict 1500", Answer("conflict", length=1500)),
+        (b"conflict work:b x 3", Answer("broken", detail="work:b x 3")),
         (b"broken", Answer("broken")),
         (b"refused OOM command not allowed", Answer("refused", detail="OOM command not allowed")),
         (b"refused \xff", Answer("refused", detail="\ufffd")),

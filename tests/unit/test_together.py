@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from stepfleet.errors import ConnectionLost, StoreRefused
-from stepfleet.storage.link import Arg, Link
+from stepfleet.storage.link import Arg, Link, pack
 from stepfleet.storage.together import MOST, Together
 
 
@@ -23,6 +23,8 @@ class SlowLink:
 
     async def calls(self, commands: Sequence[tuple[Arg, ...]]) -> list[Any]:
         self.batches.append(list(commands))
+        for command in commands:
+            pack(command)
         await self.go_on.acquire()
         if self.error is not None:
             raise self.error
@@ -100,3 +102,14 @@ async def test_whoever_is_cancelled_meanwhile_disturbs_nobody(
     assert await stays == ("GET", "b")
     with pytest.raises(asyncio.CancelledError):
         await leaves
+
+
+async def test_a_question_that_cannot_be_sent_fails_alone(
+    link: SlowLink, together: Together
+) -> None:
+    first, bad, last = await asked(together, ("GET", "a"), ("GET", "\ud800"), ("GET", "b"))
+    for _ in range(2):
+        link.go_on.release()
+    with pytest.raises(UnicodeEncodeError):
+        await bad
+    assert [await first, await last] == [("GET", "a"), ("GET", "b")]

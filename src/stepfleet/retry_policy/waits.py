@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from numbers import Real
 from random import Random
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 #: Seconds, as users write them.
 Seconds = int | float | timedelta
@@ -167,7 +167,7 @@ def _chance(attempts: int, seed: int | None) -> Random:
 
 def is_time(value: object) -> bool:
     """Tell whether a value is a number of seconds that can be waited for."""
-    return isinstance(value, Real) and -LONGEST < value < LONGEST
+    return isinstance(value, Real) and -LONGEST < cast(float, value) < LONGEST
 
 
 def seconds_of(value: Seconds) -> float:

@@ -107,10 +107,11 @@ class Link:
             ConnectionLost: Redis did not answer; the command may or may not have been carried out.
             StoreRefused: Redis answered with an error.
         """
+        packed = pack(command)
         async with self._turn, self._guarded() as connection:
             self.calls_made += 1
             async with asyncio.timeout(timeout):
-                await connection.send_packed_command(pack(command), check_health=False)
+                await connection.send_packed_command(packed, check_health=False)
                 return cast(Any, await connection.read_response(disable_decoding=True))
 
     async def calls(
@@ -123,9 +124,9 @@ class Link:
         """
         if not commands:
             return []
+        packed = b"".join(pack(command) for command in commands)
         async with self._turn, self._guarded() as connection:
             self.calls_made += 1
-            packed = b"".join(pack(command) for command in commands)
             replies: list[Any] = []
             demoted = False
             async with asyncio.timeout(timeout):

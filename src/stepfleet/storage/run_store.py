@@ -72,12 +72,15 @@ def answer_of(raw: bytes) -> Answer:
     if raw == b"applied":
         return APPLIED
     word, *rest = raw.decode("utf-8", "replace").split(" ")
-    if word == "conflict" and len(rest) == 3:
-        return Answer(word, buffer=rest[0], version=int(rest[1]), length=int(rest[2]))
-    if word == "conflict" and len(rest) == 1:
-        return Answer(word, length=int(rest[0]))
-    if word == "applied":
-        return Answer(word, missing=int(rest[0]))
+    try:
+        if word == "conflict" and len(rest) == 3:
+            return Answer(word, buffer=rest[0], version=int(rest[1]), length=int(rest[2]))
+        if word == "conflict" and len(rest) == 1:
+            return Answer(word, length=int(rest[0]))
+        if word == "applied":
+            return Answer(word, missing=int(rest[0]))
+    except ValueError:  # the version of a buffer that is damaged
+        return Answer("broken", detail=" ".join(rest))
     return Answer(word, detail=" ".join(rest))
 
 

@@ -63,17 +63,20 @@ class Together:
     async def _ask_for(self, batch: list[tuple[Commands, asyncio.Future[list[Any]]]]) -> None:
         try:
             replies = await self._link.calls([one for commands, _ in batch for one in commands])
-        except BaseException as error:
+        except (StoreError, TypeError, ValueError) as error:
+            if not isinstance(error, StoreError) and len(batch) > 1:
+                # One of them cannot be asked: it fails alone.
+                for one in batch:
+                    await self._ask_for([one])
+                return
             for _, future in batch:
-                if future.done():
-                    continue
-                if isinstance(error, StoreError):
+                if not future.done():
                     future.set_exception(error)
-                else:
-                    future.cancel()
-            if not isinstance(error, StoreError):
-                raise
             return
+        except BaseException:
+            for _, future in batch:
+                future.cancel()
+            raise
         at = 0
         for commands, future in batch:
             own, at = replies[at : at + len(commands)], at + len(commands)

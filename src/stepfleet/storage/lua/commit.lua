@@ -102,7 +102,7 @@ local function answer_to(i, stop)
   if ok then return answer end
   local text = error_text(answer)
   -- A key of another type, a number that is none, a stranger's entry: asking again would find the same.
-  for _, sign in ipairs({ 'WRONGTYPE', 'attempt to', 'equal or smaller' }) do
+  for _, sign in ipairs({ 'WRONGTYPE', 'attempt to', 'equal or smaller', 'not an integer', 'overflow' }) do
     if string.find(text, sign, 1, true) then return 'broken' end
   end
   -- A stream without its group was lost or removed: nothing in it is anybody's.
