@@ -26,6 +26,11 @@ PARTS: Final = {
     "erase": ("prelude", "erase"),
 }
 
+#: Script -> the part from which on its parts are a function inside of the script. For every name of its own
+#: function that a new one refers to, Lua goes through a list of all such names; those from outside are at hand:
+#: 17 us instead of 31 for a call of `commit` before its first commit. A function can refer to 60 of these.
+INSIDE: Final = {"commit": "slots"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
@@ -40,6 +45,13 @@ class Script:
 def script(name: str) -> Script:
     """Return the script with this name, assembled from its parts."""
     folder = files("stepfleet.storage") / "lua"
-    source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in PARTS[name])
+    texts: list[str] = []
+    for part in PARTS[name]:
+        if part == INSIDE.get(name):
+            texts.append("return (function()\n")
+        texts.append((folder / f"{part}.lua").read_text(encoding="utf-8"))
+    if name in INSIDE:
+        texts.append("end)()\n")
+    source = "\n".join(texts)
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name=name, source=source, sha=sha)
