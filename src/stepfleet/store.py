@@ -132,19 +132,23 @@ class StateStore(Generic[StateT]):
     async def set(self, path: str, value: Any) -> None:
         """Set the value at a dotted path; missing dictionaries on the way are made.
 
+        A typed state with `validate_assignment` checks the value, as an assignment to the field would.
+
         Raises:
-            ValueError: the path is empty, or the typed state has no such field.
+            ValueError: the path is empty, the typed state has no such field, or refuses the value
+                (pydantic's `ValidationError`).
         """
         self._refuse_inside_edit()
         head, *rest = segments_of(path)
         self._check_field(head)
         if not rest:
-            await self._port.write({head: value})
+            await self._port.write({head: await self._checked(head, value)})
             return
         while True:
             found = (await self._port.read([head])).get(head, Stored(0, MISSING))
             current: Any = found.value if found.version else self._field_default(head)
             changed = put_copy({} if current is MISSING else current, rest, value, path)
+            changed = await self._checked(head, changed)
             if await self._port.write({head: changed}, expected={head: found.version}):
                 return
 
@@ -230,6 +234,14 @@ class StateStore(Generic[StateT]):
         if self._type.model_config.get("extra") != "allow" and name not in self._type.model_fields:
             raise ValueError(f'"{self._type.__name__}" object has no field "{name}"')
 
+    async def _checked(self, name: str, value: Any) -> Any:
+        """Return a value as an assignment to its field would leave it."""
+        if not self._type.model_config.get("validate_assignment"):
+            return value
+        state = self._assemble(await self._port.read(None))
+        setattr(state, name, value)
+        return getattr(state, name)
+
     def _field_default(self, name: str) -> Any:
         field = self._type.model_fields.get(name)
         if field is None or field.is_required():
@@ -251,6 +263,10 @@ class StateStore(Generic[StateT]):
                 # Not by setattr: a key may have the name of a method.
                 state.__pydantic_extra__[name] = value
         return state
+
+
+class NoPartsError(ValueError, AttributeError):
+    """A path goes through a value that has no parts: an assignment would be an AttributeError."""
 
 
 class Reading(Coroutine[Any, Any, Any]):
@@ -410,7 +426,9 @@ def _assign(value: Any, segment: str, new: Any, path: str) -> None:
     elif hasattr(value, "__dict__"):
         setattr(value, segment, new)
     else:
-        raise ValueError(f"Path '{path}' goes through a {type(value).__name__}, which has no parts")
+        raise NoPartsError(
+            f"Path '{path}' goes through a {type(value).__name__}, which has no parts"
+        )
 
 
 class LocalPort:

@@ -190,3 +190,21 @@ async def test_a_timer_that_a_step_leaves_behind_keeps_no_workflow_alive() -> No
         await eventually(lambda: gc.collect() and kept() is None, 5)
     finally:
         timers[0].cancel()
+
+
+async def test_a_workflow_is_forgotten_when_its_last_run_has_ended() -> None:
+    class Flow(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            return StopEvent()
+
+    kept: list[weakref.ref[Workflow]] = []
+    for _ in range(5):
+        flow = Flow()
+        kept.append(weakref.ref(flow))
+        await flow.run()
+        del flow
+    for _ in range(10):
+        gc.collect()
+        await asyncio.sleep(0)
+    assert [ref() for ref in kept] == [None] * 5

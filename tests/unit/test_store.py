@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from stepfleet.store import DictState, LocalPort, StateStore
 
@@ -147,6 +147,32 @@ async def test_typed_state_has_defaults_that_runs_do_not_share() -> None:
 async def test_typed_state_refuses_fields_that_it_does_not_declare(path: str) -> None:
     with pytest.raises(ValueError, match='"State" object has no field "nope"'):
         await typed().set(path, 1)
+
+
+class Checked(BaseModel, validate_assignment=True):
+    age: int = 30
+    tags: list[str] = []
+
+
+@pytest.mark.parametrize(("path", "value"), [("age", "old"), ("tags", 5), ("tags.0", 5)])
+async def test_typed_state_that_checks_assignments_checks_what_is_set(
+    path: str, value: Any
+) -> None:
+    store = StateStore(LocalPort({"tags": ["new"]}), Checked)
+    with pytest.raises(ValidationError):
+        await store.set(path, value)
+    assert await store.get_state() == Checked(age=30, tags=["new"])
+
+
+async def test_typed_state_that_checks_assignments_stores_what_they_leave() -> None:
+    store = StateStore(LocalPort(), Checked)
+    await store.set("age", "31")
+    assert await store.get("age") == 31
+
+
+async def test_a_way_through_a_number_is_what_an_assignment_to_it_would_be() -> None:
+    with pytest.raises(AttributeError, match="has no parts"):
+        await StateStore(LocalPort({"age": 30}), Checked).set("age.years", 30)
 
 
 async def test_untyped_state_takes_keys_that_are_names_of_methods() -> None:

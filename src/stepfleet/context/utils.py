@@ -15,7 +15,10 @@ def get_qualified_name(value: Any) -> str:
     Raises:
         AttributeError: it has none.
     """
-    return f"{value.__module__}.{value.__class__.__name__}"
+    try:
+        return f"{value.__module__}.{value.__class__.__name__}"
+    except AttributeError as error:
+        raise AttributeError(f"Object {value} does not have required attributes: {error}") from None
 
 
 def import_module_from_qualified_name(qualified_name: str) -> Any:
@@ -33,3 +36,6 @@ def import_module_from_qualified_name(qualified_name: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise ImportError(f"Failed to import module {module}: {error}") from error
+    except AttributeError as error:
+        text = f"Attribute {name} not found in module {module}: {error}"
+        raise AttributeError(text) from None

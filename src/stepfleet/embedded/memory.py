@@ -232,14 +232,14 @@ class MemoryRuntime:
                 run_id, workflow, serving.name, partial(self._resume, workflow)
             )
         except BaseException:
-            self.client.connection().spawn(self._left(workflow, serving))
+            self.client.connection().spawn(self._left(id(workflow), serving))
             raise
         self._follow(handler, workflow, serving)
         return handler
 
     def _follow(self, handler: WorkflowHandler, workflow: Workflow, serving: _Serving) -> None:
         self._live.add(handler.run_id)
-        self.client.connection().spawn(self._watch(handler, workflow, serving))
+        self.client.connection().spawn(self._watch(handler, id(workflow), serving))
 
     def _served(self, workflow: Workflow) -> _Serving:
         serving = self._serving.get(id(workflow))
@@ -263,18 +263,19 @@ class MemoryRuntime:
             serving = self._serving[id(workflow)] = _Serving(name, number, worker, task)
         return serving
 
-    async def _watch(self, handler: WorkflowHandler, workflow: Workflow, serving: _Serving) -> None:
+    async def _watch(self, handler: WorkflowHandler, instance: int, serving: _Serving) -> None:
         run_id, ended_well = handler.run_id, True
         try:
             await handler.stop_event_result()
         except Exception:  # noqa: BLE001 - whoever awaits the handler gets it
             logger.debug("a run did not end well: run_id=%s", run_id)
             ended_well = False
+        del handler  # it keeps the instance
         serving.worker.processor.runs_ended({run_id})
         if not ended_well:
             await self._put_aside(run_id)
         self._live.discard(run_id)
-        await self._left(workflow, serving)
+        await self._left(instance, serving)
 
     async def _put_aside(self, run_id: str) -> None:
         """Wait until the worker has taken what an ended run may go on from out of its streams."""
@@ -288,11 +289,12 @@ class MemoryRuntime:
                 return
             await asyncio.sleep(0.005)
 
-    async def _left(self, workflow: Workflow, serving: _Serving) -> None:
-        """Stop the worker of an instance when no run needs it any more."""
+    async def _left(self, instance: int, serving: _Serving) -> None:
+        """Stop the worker of an instance when no run needs it any more, and forget the instance at once."""
         serving.runs -= 1
-        if serving.runs == 0 and self._serving.get(id(workflow)) is serving:
-            del self._serving[id(workflow)]
+        if serving.runs == 0 and self._serving.get(instance) is serving:
+            del self._serving[instance]
+            serving.worker.forget_workflows()
             await serving.worker.tidy()
             serving.worker.stop()
             await asyncio.wait([serving.task])

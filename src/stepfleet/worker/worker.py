@@ -210,6 +210,12 @@ class Worker:
             "running": len(self._processor.held),
         }
 
+    def forget_workflows(self) -> None:
+        """Keep no workflow instance any longer: no run of them is live."""
+        for name in self._workflows:
+            self._processor.stop_serving(name)
+        self._workflows.clear()
+
     # -- life --------------------------------------------------------------------------------------
 
     def stop(self) -> None:
