@@ -25,10 +25,10 @@ def reclaim(
     me: str = "me",
     most: int = 100,
     suspects: int = 1,
-    may_bury: bool = True,
+    until_ms: int = 1_000,
 ) -> list[Taken]:
     keys = [rig.keys.leases, *(rig.stream(route) for route in routes or (WIDE,))]
-    args = [GROUP, me, most, suspects, int(may_bury), LEASE_MS]
+    args = [GROUP, me, most, suspects, rig.now_ms() + until_ms, LEASE_MS]
     rows = rig.script("reclaim", keys, args)
     return [
         Taken(index, entry.decode(), deliveries, owner.decode())
@@ -68,18 +68,18 @@ def test_what_is_reclaimed_comes_with_its_content(rig: Rig) -> None:
     (entry,) = own(rig, "dead", "a")
     lease(rig, "dead", -1)
     keys = [rig.keys.leases, rig.stream(WIDE)]
-    (row,) = rig.script("reclaim", keys, [GROUP, "me", 10, 1, 1, LEASE_MS])
+    (row,) = rig.script("reclaim", keys, [GROUP, "me", 10, 1, rig.now_ms() + 1_000, LEASE_MS])
     assert row[3] == [b"r", entry.run_id.encode(), b"i", entry.id.encode(), b"d", b"record of a"]
 
 
 def test_a_worker_without_a_full_lease_of_its_own_buries_nobody(rig: Rig) -> None:
     (entry,) = own(rig, "dead", "a")
     lease(rig, "dead", -1)
-    assert reclaim(rig, may_bury=False) == []
+    assert reclaim(rig, until_ms=-1_000) == []
     assert rig.pending(WIDE, "dead") == {entry.entry: 1}
     assert rig.client.zscore(rig.keys.leases, "dead") > 0
     rig.client.zadd(rig.keys.leases, {"dead": -rig.now_ms()})
-    assert reclaim(rig, may_bury=False) == [], "not even from the buried"
+    assert reclaim(rig, until_ms=-1_000) == [], "not even from the buried"
 
 
 def test_a_lease_that_redis_lost_gets_one_lease_of_grace(rig: Rig) -> None:
@@ -100,7 +100,7 @@ def test_what_was_handed_back_goes_to_anybody_at_once_and_keeps_its_count(rig: R
     (entry,) = own(rig, "left", "a")
     give_back(rig, entry)
     rig.client.zadd(rig.keys.leases, {"returned": 0})
-    assert reclaim(rig, may_bury=False) == [Taken(1, entry.entry, 1, "returned")]
+    assert reclaim(rig, until_ms=-1_000) == [Taken(1, entry.entry, 1, "returned")]
     assert rig.pending(WIDE, "me") == {entry.entry: 1}
     assert rig.client.zscore(rig.keys.leases, "returned") == 0
 
@@ -162,7 +162,7 @@ def test_a_stream_that_is_not_there_does_not_hinder_the_others(rig: Rig) -> None
     (entry,) = own(rig, "dead", "a")
     lease(rig, "dead", -1)
     keys = [rig.keys.leases, "nothing", rig.stream(WIDE)]
-    rows = rig.script("reclaim", keys, [GROUP, "me", 10, 1, 1, LEASE_MS])
+    rows = rig.script("reclaim", keys, [GROUP, "me", 10, 1, rig.now_ms() + 1_000, LEASE_MS])
     assert [row[1].decode() for row in rows] == [entry.entry]
 
 
@@ -171,3 +171,14 @@ def test_a_counter_rises_by_one_at_each_death(rig: Rig) -> None:
     for owner, following, count in (("w1", "w2", 2), ("w2", "w3", 3), ("w3", "w4", 4)):
         lease(rig, owner, -1)
         assert reclaim(rig, me=following) == [Taken(1, entry.entry, count, owner)]
+
+
+def test_a_clock_that_is_beyond_what_the_caller_expects_buries_nobody(rig: Rig) -> None:
+    (entry,) = own(rig, "alive", "a")
+    (given,) = own(rig, "other", "b")
+    give_back(rig, given)
+    # Its lease has ten seconds left, and then the clock jumps over them.
+    lease(rig, "alive", 10_000 - 60_000)
+    assert reclaim(rig, until_ms=1_500 - 60_000) == [Taken(1, given.entry, 1, "returned")]
+    assert rig.pending(WIDE, "alive") == {entry.entry: 1}
+    assert rig.client.zscore(rig.keys.leases, "alive") > 0

@@ -58,3 +58,12 @@ def test_after_a_jump_of_redis_clock_it_buries_nobody_for_a_lease(
     beating.redis_ahead_ms += jump_ms
     assert beating.beat_for(1.0) is may_bury
     assert beating.beat_for(LEASE)
+
+
+def test_a_jump_after_the_last_beat_is_one_that_it_did_not_expect() -> None:
+    beating = Beating()
+    assert beating.heart.buries_until_ms == 0
+    assert beating.beat_for(LEASE + 1)
+    beating.clock.now += 0.5
+    now_ms = int(beating.clock.now * 1000 + beating.redis_ahead_ms)
+    assert now_ms < beating.heart.buries_until_ms <= now_ms + LEASE * 1000 / 2

@@ -138,13 +138,13 @@ class Consumer:
         return _Found(stream, arrivals, len(arrivals) >= count)
 
     async def reclaim(
-        self, leases: str, *, most: int, suspects: int, may_bury: bool, lease_ms: int
+        self, leases: str, *, most: int, suspects: int, buries_until_ms: int, lease_ms: int
     ) -> list[Arrival]:
         """Take over handed-back deliveries and, if allowed, those of consumers whose lease ran out."""
         rows = await self._calls.script(
             script("reclaim"),
             [leases, *self._streams],
-            [GROUP, self.consumer, most, suspects, int(may_bury), lease_ms],
+            [GROUP, self.consumer, most, suspects, buries_until_ms, lease_ms],
         )
         return self._taken(rows)
 

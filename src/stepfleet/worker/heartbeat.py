@@ -26,6 +26,9 @@ logger = logging.getLogger("stepfleet.worker.heartbeat")
 STALL: Final = 20
 #: Beats per lease.
 BEATS: Final = 3
+#: ms by which Redis' clock may be ahead of what was expected, for each second of a lease: a lease that is
+#: renewed has more left.
+JUMP_MS: Final = 500
 
 
 class Heartbeat:
@@ -74,6 +77,16 @@ class Heartbeat:
             and now - self._last_beat < self.lease
         )
 
+    @property
+    def buries_until_ms(self) -> int:
+        """Until when by Redis' clock this process may take from the dead; 0: not at all.
+
+        Soon: a clock that jumps after the last beat passes it, and leases that are renewed look old.
+        """
+        if not self.may_bury or self._redis_ahead is None:
+            return 0
+        return int(self._clock.steady() * 1000 + self._redis_ahead + self.lease * JUMP_MS)
+
     async def start(self) -> None:
         """Write the lease, then renew it until `stop`.
 
@@ -119,7 +132,7 @@ class Heartbeat:
         self._clock.saw_redis(int(redis_ms))
         # A clock that jumped makes every lease look old: its owners get the time to renew it.
         ahead = int(redis_ms) - now * 1000
-        jumped = self._redis_ahead is not None and ahead - self._redis_ahead > self.lease * 500
+        jumped = self._redis_ahead is not None and ahead - self._redis_ahead > self.lease * JUMP_MS
         self._redis_ahead = ahead
         if self._gapless_since is None or now - self._last_beat > self.lease or jumped:
             self._gapless_since = now

@@ -448,8 +448,8 @@ class Worker:
                 await outage.pause(error)
 
     async def _reclaim(self, returned: bool) -> None:
-        may_bury = self._heartbeat.may_bury
-        if not returned and not (may_bury and self._heartbeat.work_was_left):
+        buries_until_ms = self._heartbeat.buries_until_ms
+        if not returned and not (buries_until_ms and self._heartbeat.work_was_left):
             self._reclaim_is_due = False
             return
         free = self._processor.free
@@ -460,7 +460,7 @@ class Worker:
             self._fleet.keys.leases,
             most=free,
             suspects=0 if self._processor.suspects else 1,
-            may_bury=may_bury,
+            buries_until_ms=buries_until_ms,
             lease_ms=int(self._heartbeat.lease * 1000),
         )
         for arrival in arrivals:

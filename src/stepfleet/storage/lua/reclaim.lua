@@ -1,13 +1,14 @@
 -- reclaim.lua: takes over deliveries of consumers that handed them back or whose lease ran out. Moves ownership only.
 --
 -- KEYS  leases, then the streams to look at.
--- ARGV  group, me, how many at most, how many that were lost twice or more at most, 1 if dead consumers may be buried,
---       lease in ms.
+-- ARGV  group, me, how many at most, how many that were lost twice or more at most, until when dead consumers may be
+--       buried (0: not at all), lease in ms.
 -- Returns {stream index (from 1), entry id, deliveries so far, fields, previous owner} for each.
--- Invariant: the delivery counter rises only when a buried consumer had the delivery; handed-back ones keep it.
+-- Invariant: the delivery counter rises only when a buried consumer had the delivery; handed-back ones keep it; when
+-- the clock has jumped beyond what the caller expects, nobody is buried.
 
 local leases, group, me = KEYS[1], ARGV[1], ARGV[2]
-local left, suspects, may_bury = ARGV[3] + 0, ARGV[4] + 0, ARGV[5] == '1'
+local left, suspects, may_bury = ARGV[3] + 0, ARGV[4] + 0, now_ms() <= ARGV[5] + 0
 local taken = {}
 
 -- Whether the deliveries of this consumer may be taken: 'returned', 'dead' or nil.
