@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.timeout(30)
 
 #: Seconds until a test gives up on something that should happen.
 SOON = 5.0
+
+_mark: ContextVar[str] = ContextVar("mark", default="")
 
 
 async def test_a_step_that_has_returned_gives_its_place_to_the_next_before_it_is_committed(
@@ -49,6 +52,55 @@ async def test_a_step_that_has_returned_gives_its_place_to_the_next_before_it_is
     reachable.set()
     assert await asyncio.gather(*handlers) == list(range(10))
     assert sorted(ran) == list(range(10))
+
+
+async def test_a_worker_reads_ahead_of_short_steps_and_not_of_long_ones(fleet: Place) -> None:
+    gate = asyncio.Event()
+    waiting = 0
+
+    class Long(Event):
+        n: int
+
+    class Flow(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Long:
+            return Long(n=ev.n)
+
+        @step
+        async def work(self, ev: Long) -> StopEvent:
+            nonlocal waiting
+            waiting += 1
+            await gate.wait()
+            return StopEvent(result=ev.n)
+
+    busy = await fleet.add_worker(Flow(), concurrency=4)
+    handlers = await fleet.client.start_many(Flow, [{"n": n} for n in range(12)])
+    await eventually(lambda: waiting == 4 and busy.processor.free == 0, SOON)
+    # Whoever came behind a step that was short found its place: nothing stands behind the long ones
+    # that another worker could start.
+    await fleet.add_worker(Flow(), concurrency=8)
+    await eventually(lambda: waiting == 12, SOON)
+    assert len(busy.processor.held) == 4
+    gate.set()
+    assert await asyncio.gather(*handlers) == list(range(12))
+
+
+async def test_a_step_sees_nothing_that_another_one_has_set_in_its_context(fleet: Place) -> None:
+    found: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            found.append(_mark.get())
+            _mark.set(f"run {ev.n}")
+            if ev.n % 2:
+                await asyncio.sleep(0)
+            return StopEvent(result=_mark.get())
+
+    await fleet.add_worker(Flow(), concurrency=2)
+    handlers = await fleet.client.start_many(Flow, [{"n": n} for n in range(20)])
+    assert await asyncio.gather(*handlers) == [f"run {n}" for n in range(20)]
+    assert found == [""] * 20
 
 
 async def test_never_more_than_its_concurrency_run_at_once_re_runs_included(fleet: Place) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from stepfleet.core.commit import Answer
 from stepfleet.core.delivery import Delivery
-from stepfleet.worker.execution import Execution
+from stepfleet.core.outcome import Outcome
+from stepfleet.worker.execution import NOTHING_KNOWN, Execution, Known
 
 
 @dataclass(slots=True, eq=False)
@@ -15,13 +17,22 @@ class Held:
 
     delivery: Delivery
     started: float
+    #: Runs it now. None before its first execution, and while an answer to its commit is awaited.
     task: asyncio.Task[None] | None = None
     #: Whether it takes a place: its step runs, or stands in line to run once more.
     has_place: bool = False
+    #: When its last execution here began.
+    executed: float = 0.0
     #: Its next execution waits for a place.
     in_line: asyncio.Future[None] | None = None
     execution: Execution | None = None
     armed: bool = False
+    #: What its executions have learned so far.
+    known: Known = NOTHING_KNOWN
+    #: An outcome that was decided on what had moved meanwhile, and the conflict that says so.
+    refuted: tuple[Outcome, Answer] | None = None
+    #: An earlier execution here ended in a conflict.
+    rerun: bool = False
     #: Runs as the only suspect.
     alone: bool = False
     #: Waits or has waited for another run: others may have its slot.

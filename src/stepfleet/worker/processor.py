@@ -63,19 +63,21 @@ from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import RunReader
+from stepfleet.storage.run_store import APPLIED
 from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
 from stepfleet.tracing import trace_fields
 from stepfleet.wire import Promotion, decode_unclaimed, encode_timer
 from stepfleet.worker.execution import (
-    NOTHING_KNOWN,
     BufferContent,
     Execution,
     Known,
     is_answer,
 )
 from stepfleet.worker.held import Held
+from stepfleet.worker.line import Line
 from stepfleet.worker.observer import Observer
+from stepfleet.worker.pace import Paces
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.system import settle_system
@@ -90,6 +92,8 @@ ARM_AFTER: Final = 0.05
 ARM_EARLY: Final = 0.005
 #: Ended runs that are remembered, so that what was read of them meanwhile does not start.
 ENDED: Final = 10_000
+#: What is read ahead of free places comes in reads of at least this part of the concurrency.
+AHEAD_READS: Final = 4
 #: From this many deliveries on, one runs alone among its like: it may be what kills workers.
 SUSPECT: Final = 3
 
@@ -145,7 +149,9 @@ class Processor:
         self._served: dict[str, Served] = {}
         self._held: dict[tuple[Route, str], Held] = {}
         self._in_line: deque[Held] = deque()
+        self._line = Line(self._process_one)
         self._running = 0
+        self._paces = Paces()
         #: Owned deliveries that wait, or have waited, for another run.
         self._lent = 0
         self._alone = asyncio.Lock()
@@ -167,17 +173,29 @@ class Processor:
         self._served.pop(workflow, None)
 
     @property
-    def free(self) -> int:
+    def places(self) -> int:
         """Deliveries that could start now.
 
-        A place is free as soon as its step has returned: the next one is read and runs while the commit of the
-        one before is under way. While more of them are on their way to Redis than may run, nothing is read: it
-        is slow or away. Steps that wait for another run do not count.
+        A place is free as soon as its step has returned: the next one runs while the commit of the one
+        before is under way. Steps that wait for another run do not count.
+        """
+        return max(0, self._concurrency - self._running - len(self._in_line))
+
+    @property
+    def free(self) -> int:
+        """Deliveries to read: as many as could start now, and as many as will find a place soon.
+
+        While more of them are on their way to Redis than may run, nothing is read: it is slow or away.
         """
         taken = self._running + len(self._in_line)
         if len(self._held) - self._lent - taken > self._concurrency:
             return 0
-        return max(0, self._concurrency - taken)
+        free = self._concurrency - taken
+        if free <= 0 or self._in_line:
+            free += min(self._paces.soon(), self._concurrency)
+            # Each has to wait in any case: a few more go in one read.
+            return free if free * AHEAD_READS >= self._concurrency else 0
+        return free
 
     @property
     def held(self) -> Collection[tuple[Route, str]]:
@@ -209,7 +227,7 @@ class Processor:
 
     def _accept(self, delivery: Delivery) -> None:
         key = (delivery.route, delivery.entry)
-        before = self._held.pop(key, None)
+        before = self._held.get(key)
         if before is not None:
             # It came again, so the old execution's delivery is another one's or a doubled reply's.
             self._abandon(before, "gone")
@@ -241,9 +259,9 @@ class Processor:
     def _begin(self, held: Held) -> None:
         self._running += 1
         held.has_place = True
+        self._paces.of(held.delivery.route).running += 1
         if held.in_line is None:
-            held.started = self._clock.steady()
-            held.task = asyncio.get_running_loop().create_task(self._process_one(held))
+            self._line.add(held)
         else:
             held.in_line.set_result(None)
 
@@ -258,6 +276,8 @@ class Processor:
         if held.has_place:
             held.has_place = False
             self._running -= 1
+            took = self._clock.steady() - held.executed if held.executed else None
+            self._paces.of(held.delivery.route).ended(took)
             self._fill_places()
 
     def _release(self, held: Held) -> None:
@@ -275,9 +295,10 @@ class Processor:
     # -- one delivery ------------------------------------------------------------------------------
 
     async def _process_one(self, held: Held) -> None:
+        """Run a delivery until its commit is on its way; the answer settles it."""
         delivery = held.delivery
         try:
-            if delivery.deliveries >= SUSPECT:
+            if delivery.deliveries >= SUSPECT and not held.alone:
                 await self._alone.acquire()
                 held.alone = True
             await self._settle(held)
@@ -286,52 +307,118 @@ class Processor:
                 held.execution.end(f"the delivery was given up ({held.cancelled})")
             if held.cancelled == "over":
                 self._committer.put(*self._acknowledge(delivery))
-            elif not held.cancelled:
+            self._done(held)
+            if not held.cancelled:
                 raise
-        except Exception:
-            # A defect of ours must not lose the delivery silently: it stays pending, and the audit
-            # returns it.
-            logger.exception(
-                "a delivery could not be settled run_id=%s step=%s",
-                delivery.run_id,
-                delivery.route.step,
-            )
-        finally:
-            self._leave_alone(held)
-            self._release(held)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end this task
+            self._give_up(held, error)
 
     async def _settle(self, held: Held) -> None:
         delivery = held.delivery
         served = self._served.get(delivery.route.workflow)
         if served is None:
+            self._done(held)
             return
+        plan = served.plan
         if not delivery.route.step:
             answer = await settle_system(
-                delivery, served.plan, self._committer, self._reader, self._fleet.inbox_limit
+                delivery, plan, self._committer, self._reader, self._fleet.inbox_limit
             )
-            await self._after(delivery, answer)
+            self._finish(held, answer)
             return
         enter_step_log(*_log_fields(delivery))
-        spec = served.plan.spec(delivery.route)
-        if spec is not None and (spec.collects or spec.slots):
-            delivery = held.delivery = await self._with_batch(delivery, spec, served.plan)
-        known, rerun = NOTHING_KNOWN, False
-        while True:
-            if not held.has_place:
-                await self._take_place(held)
-            outcome = await self._outcome(held, served, spec, known, rerun)
-            self._give_place(held)
-            delivery = held.delivery
-            if held.cancelled:
-                # The step swallowed its cancellation: what it returned is nobody's any more.
-                raise asyncio.CancelledError
-            # This commit arms the deadline too: an effect behind it would find the delivery gone.
-            held.armed = True
-            known, answer = await self._committed(delivery, outcome, served.plan, known)
-            if answer.word != "conflict":
-                await self._after(delivery, answer)
+        if held.refuted is not None:
+            outcome = await self._reconsidered(held, held.refuted, plan)
+            if outcome is not None:
+                self._commit(held, outcome, plan)
                 return
-            held.armed, rerun = False, True
+            held.armed, held.rerun = False, True
+        spec = plan.spec(delivery.route)
+        if spec is not None and (spec.collects or spec.slots):
+            delivery = held.delivery = await self._with_batch(delivery, spec, plan)
+        if not held.has_place:
+            await self._take_place(held)
+        held.executed = self._clock.steady()
+        if not held.rerun:
+            held.started = held.executed
+        outcome = await self._outcome(held, served, spec, held.known, held.rerun)
+        self._give_place(held)
+        if held.cancelled:
+            # The step swallowed its cancellation: what it returned is nobody's any more.
+            raise asyncio.CancelledError
+        self._commit(held, outcome, plan)
+
+    async def _reconsidered(
+        self, held: Held, refuted: tuple[Outcome, Answer], plan: Plan
+    ) -> Outcome | None:
+        """Read what moved; return the outcome to commit on it, None if the step has to run again."""
+        (outcome, answer), held.refuted = refuted, None
+        known = held.known = await self._learned(held.delivery, outcome, held.known, answer)
+        if not isinstance(outcome, Suspended) or answer.buffer:
+            return None
+        if any(is_answer(raw, outcome, plan) for raw in known.inbox):
+            return None
+        # Nothing of what came meanwhile is for this wait: it begins all the same.
+        return outcome._replace(inbox_seen=known.inbox_seen)
+
+    def _commit(self, held: Held, outcome: Outcome, plan: Plan) -> None:
+        """Send what an outcome means. Nothing of the step is left but what the answer needs."""
+        # This commit arms the deadline too: an effect behind it would find the delivery gone.
+        held.armed = True
+        held.task = None
+        commit = self._decided(held.delivery, outcome, plan)
+        self._committer.put(commit, partial(self._answered, held, plan, outcome, commit.words))
+
+    def _answered(
+        self,
+        held: Held,
+        plan: Plan,
+        outcome: Outcome,
+        words: Sequence[Word],
+        answer: Answer | StoreError,
+    ) -> None:
+        if held.cancelled:
+            return  # given up meanwhile
+        try:
+            if not isinstance(answer, Answer):
+                self._give_up(held, answer)
+            elif answer.word == "conflict":
+                held.refuted = outcome, answer
+                self._line.add(held)
+            elif answer.word == "full" and answer.detail == "deliveries":
+                self._commit(held, self._exhausted(held.delivery, outcome), plan)
+            elif answer.word == "full" and isinstance(outcome, Suspended):
+                error = self._too_many_waits(held.delivery)
+                self._commit(held, Failed(error=error, traces=outcome.traces), plan)
+            else:
+                if held.delivery.is_first or not isinstance(outcome, Returned):
+                    self._tell_of_timers(held.delivery, words)
+                self._log(held.delivery, outcome, words, answer)
+                if self._observer is not None:
+                    self._observer.settled(held.delivery, outcome, words, answer.word)
+                self._finish(held, answer)
+        except Exception as error:  # noqa: BLE001 - it would end the committer
+            self._give_up(held, error)
+
+    def _finish(self, held: Held, answer: Answer) -> None:
+        """Let a delivery go whose commit was answered, or what is left of it."""
+        last = self._last_commit(held.delivery, answer)
+        if last is None:
+            self._done(held)
+        else:
+            self._committer.put(last, lambda _: None if held.cancelled else self._done(held))
+
+    def _done(self, held: Held) -> None:
+        held.task = None
+        self._leave_alone(held)
+        self._release(held)
+
+    def _give_up(self, held: Held, error: Exception) -> None:
+        """Leave a delivery pending that cannot be settled: the audit returns it, it is not lost silently."""
+        run_id, step = _where(held.delivery)
+        text = "a delivery could not be settled run_id=%s step=%s"
+        logger.error(text, run_id, step, exc_info=error)
+        self._done(held)
 
     async def _with_batch(self, delivery: Delivery, spec: StepSpec, plan: Plan) -> Delivery:
         """Read the events of a delivery that stands for several."""
@@ -345,34 +432,6 @@ class Processor:
             name = keys.gathered(run_id, scope, spec.name)
         batch = await self._patiently(self._reader.batch, run_id, delivery.id, name)
         return delivery._replace(batch=batch)
-
-    async def _committed(
-        self, delivery: Delivery, outcome: Outcome, plan: Plan, known: Known
-    ) -> tuple[Known, Answer]:
-        """Commit an outcome; a conflict comes with what moved, for the next execution."""
-        while True:
-            commit = self._decided(delivery, outcome, plan)
-            answer = await self._committer.sent(commit)
-            if answer.word == "full" and answer.detail == "deliveries":
-                outcome = self._exhausted(delivery, outcome)
-                continue
-            if answer.word == "full" and isinstance(outcome, Suspended):
-                outcome = Failed(error=self._too_many_waits(delivery), traces=outcome.traces)
-                continue
-            if answer.word != "conflict":
-                if delivery.is_first or not isinstance(outcome, Returned):
-                    self._tell_of_timers(delivery, commit.words)
-                self._log(delivery, outcome, commit.words, answer)
-                if self._observer is not None:
-                    self._observer.settled(delivery, outcome, commit.words, answer.word)
-                return known, answer
-            known = await self._learned(delivery, outcome, known, answer)
-            if not isinstance(outcome, Suspended) or answer.buffer:
-                return known, answer
-            if any(is_answer(raw, outcome, plan) for raw in known.inbox):
-                return known, answer
-            # Nothing of what came meanwhile is for this wait: it begins all the same.
-            outcome = outcome._replace(inbox_seen=known.inbox_seen)
 
     def _too_many_waits(self, delivery: Delivery) -> TooLargeError:
         return TooLargeError(
@@ -531,34 +590,22 @@ class Processor:
             except StoreError:
                 await asyncio.sleep(0.2)
 
-    async def _after(self, delivery: Delivery, answer: Answer) -> None:
+    def _last_commit(self, delivery: Delivery, answer: Answer) -> Commit | None:
+        """Return what an answer asks for before the delivery is settled."""
         if answer.word == "parking":
-            park = Commit(
-                delivery.run_id,
-                EntryFence(delivery.route, delivery.entry, delivery.id),
-                [Park(delivery.route, delivery.entry)],
-            )
-            await self._committer.commit(park)
-        elif answer.word == "broken":
-            letter = DeadLetter(
-                (
-                    "run",
-                    delivery.run_id,
-                    "label",
-                    delivery.route.label,
-                    "delivery",
-                    delivery.id,
-                    "reason",
-                    "broken run",
-                )
-            )
-            await self._committer.commit(
-                Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
-            )
+            fence = EntryFence(delivery.route, delivery.entry, delivery.id)
+            return Commit(delivery.run_id, fence, [Park(delivery.route, delivery.entry)])
+        if answer.word != "broken":
+            return None
+        about = ("run", delivery.run_id, "label", delivery.route.label)
+        letter = DeadLetter((*about, "delivery", delivery.id, "reason", "broken run"))
+        return Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
 
     def _log(
         self, delivery: Delivery, outcome: Outcome, words: Sequence[Word], answer: Answer
     ) -> None:
+        if answer is APPLIED and isinstance(outcome, Returned):
+            return
         level, error = logging.WARNING, None
         if answer.word == "gone":
             text = "settled elsewhere, this result is dropped"
@@ -570,7 +617,8 @@ class Processor:
             level, text = logging.ERROR, "dead letter: the workers that ran this died"
         else:
             return
-        logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
+        with step_log_context(*_log_fields(delivery)):
+            logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
 
     # -- effects -----------------------------------------------------------------------------------
 
@@ -703,7 +751,7 @@ class Processor:
             self._abandon(held, why)
 
     def _abandon(self, held: Held, why: str) -> None:
-        if held.cancelled:
+        if held.cancelled or self._held.get((held.delivery.route, held.delivery.entry)) is not held:
             return
         held.cancelled = why
         if held.execution is not None:
@@ -711,14 +759,10 @@ class Processor:
         if held.task is not None:
             held.task.cancel()
             return
-        # It never started: it only stood in line.
-        key = (held.delivery.route, held.delivery.entry)
-        if self._held.get(key) is held:
-            del self._held[key]
+        # It was not begun, or only the answer to its commit is missing.
         if why == "over":
             self._committer.put(*self._acknowledge(held.delivery))
-        if not self._held:
-            self.empty.set()
+        self._done(held)
 
     def _acknowledge(
         self, delivery: Delivery

@@ -452,7 +452,7 @@ class Worker:
         if not returned and not (buries_until_ms and self._heartbeat.work_was_left):
             self._reclaim_is_due = False
             return
-        free = self._processor.free
+        free = self._processor.places
         self._reclaim_is_due = free == 0
         if free == 0:
             return

@@ -1,0 +1,92 @@
+"""Begins what may run, in as few tasks as it takes: one after the other, until one of them has to wait.
+
+A task costs a third of what the rest of a step does that only computes (58 us of a worker instead of
+70). So a task runs steps one after the other, each in a context of its own; the first one that has
+to wait keeps the task, and what was not begun gets others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from functools import partial
+from types import coroutine
+from typing import Any, Final, cast
+
+from stepfleet.worker.held import Held
+
+#: Steps that run before other parts of the worker have their turn: their commits go out while the next
+#: ones run.
+AT_ONCE: Final = 50
+
+
+class Line:
+    """What may run and was not begun yet, in order."""
+
+    def __init__(self, run: Callable[[Held], Coroutine[Any, Any, None]]) -> None:
+        self._run = run
+        self._next: deque[Held] = deque()
+        #: Tasks that have not had to wait: each of them goes on with what is next.
+        self._going = set[asyncio.Task[None]]()
+        #: What every step begins with: nothing that another step has set.
+        self._context: Context | None = None
+
+    def add(self, held: Held) -> None:
+        """Begin a delivery as soon as the loop turns."""
+        self._next.append(held)
+        if not self._going:
+            self._add_task()
+
+    def _add_task(self) -> None:
+        if self._context is None:
+            self._context = copy_context()
+        going = self._go(self._context)
+        self._going.add(asyncio.get_running_loop().create_task(going, context=self._context))
+
+    async def _go(self, context: Context) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        waits = partial(self._waits, task)
+        left = AT_ONCE
+        try:
+            while self._next and task in self._going and not task.cancelling():
+                if left == 0:
+                    left = AT_ONCE
+                    await asyncio.sleep(0)
+                    continue
+                left -= 1
+                held = self._next.popleft()
+                if not held.cancelled:
+                    held.task = task
+                    await _apart(self._run(held), context.copy(), waits)
+        finally:
+            self._going.discard(task)
+            if self._next and not self._going:
+                self._add_task()
+
+    def _waits(self, task: asyncio.Task[None]) -> None:
+        """Note that the step of a task has to wait: it keeps the task, and what is next needs others."""
+        self._going.discard(task)
+        for _ in range(len(self._next) - len(self._going)):
+            self._add_task()
+
+
+@coroutine
+def _apart(
+    running: Coroutine[Any, Any, None], context: Context, waits: Callable[[], None]
+) -> Generator[Any, Any, None]:
+    """Run a coroutine in a context of its own; `waits` is called when it has to wait for the first time."""
+    run = context.run
+    try:
+        asked = run(running.send, None)
+        waits()
+        while True:
+            try:
+                yield asked
+            except BaseException as error:  # noqa: BLE001 - a cancellation, mostly: it belongs inside
+                asked = run(running.throw, error)
+            else:
+                asked = run(running.send, None)
+    except StopIteration:
+        return
