@@ -62,8 +62,8 @@ def replicated(directory: Path, *options: str) -> Iterator[Pair]:
         sentinel.start()
         yield Pair(master=master, replica=replica, sentinel=sentinel, between=between)
     finally:
-        sentinel.kill()
-        replica.kill()
+        for server in (sentinel, replica, master):
+            server.kill()
         between.close()
 
 
