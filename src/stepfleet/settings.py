@@ -54,9 +54,9 @@ _SERVICE_LINK: Final = re.compile(
 
 
 def mask_url(url: str) -> str:
-    """Return `url` with its password, wherever it stands, replaced by `***`."""
+    """Return `url` with its passwords, wherever they stand, replaced by `***`."""
     url = re.sub(r"(://[^:@/?]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    return re.sub(r"(?i)([?&]password=)[^&#]*", r"\1***", url)
+    return re.sub(r"(?i)([?&](?:sentinel_)?password=)[^&#]*", r"\1***", url)
 
 
 def check_redis_url(url: str) -> str:

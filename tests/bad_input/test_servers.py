@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -20,7 +20,7 @@ from stepfleet.errors import IncompatibleServer, StoreRefused
 from stepfleet.settings import Settings
 from stepfleet.storage.inspector import Inspector
 from tests.support.programs import OPERATOR, PATIENCE, WORKER, Program
-from tests.support.servers import RedisServer, available_binaries, free_port
+from tests.support.servers import RedisServer, SentinelServer, available_binaries, free_port
 from tests.support.wait import wait_until
 
 BINARY = next(iter(available_binaries().values()))
@@ -238,6 +238,82 @@ async def test_the_doctor_names_what_this_user_may_not_do(serve: Serve) -> None:
         "this user may not call ZSCAN, EVALSHA",
         "`stepfleet acl` prints users with the rights that each role needs",
     )
+
+
+# -- Sentinels ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[SentinelServer]:
+    """A Sentinel with a password, and what it watches, which has another one."""
+    if "redis" not in available_binaries():
+        pytest.skip("Sentinels are redis-server's")
+    server = RedisServer(available_binaries()["redis"], tmp_path / "master", password="hush")
+    sentinel = SentinelServer(
+        tmp_path / "sentinel",
+        master="orders",
+        port_of_master=server.port,
+        password="psst",
+        password_of_master="hush",
+    )
+    try:
+        server.start()
+        sentinel.start()
+        yield sentinel
+    finally:
+        sentinel.kill()
+        server.kill()
+
+
+def test_a_worker_and_the_operator_reach_a_server_behind_sentinels_that_have_a_password(
+    run: Run, watched: SentinelServer
+) -> None:
+    url = f"redis+sentinel://:hush@127.0.0.1:{watched.port}/orders?sentinel_password=psst"
+
+    worker = run(url, stays=True, STEPFLEET_LEASE="1s")
+    worker.says("worker is ready")
+    with redis.Redis(port=watched.port_of_master, password="hush") as raw:
+
+        def lease() -> float:
+            ((_, end),) = cast(Any, raw).zrange("{default:0}:leases", 0, -1, withscores=True)
+            return end
+
+        first = lease()
+        wait_until(lambda: lease() > first, PATIENCE)  # its thread has found the master too
+    listed = run(url, "workers", program=OPERATOR)
+    assert listed.code() == OK
+    assert "Flow" in listed.out
+    worker.send()
+    assert worker.code() == OK
+    assert "psst" not in worker.out + worker.err + listed.out + listed.err
+
+
+@pytest.mark.parametrize("given", ["", "?sentinel_password=wrong"])
+@pytest.mark.parametrize("program", [WORKER, OPERATOR])
+def test_a_sentinel_that_wants_another_password_is_named_with_where_it_stands(
+    run: Run, watched: SentinelServer, program: str, given: str
+) -> None:
+    place = f"127.0.0.1:{watched.port}/orders"
+    arguments = () if program == WORKER else ("queues",)
+    done = run(f"redis+sentinel://:hush@{place}{given}", *arguments, program=program)
+
+    assert done.code() == CONFIG
+    name = "workflow-worker" if program == WORKER else "stepfleet"
+    shown = f"redis+sentinel://:***@{place}{'?sentinel_password=***' if given else ''}"
+    assert done.err.startswith(
+        f"{name}: Redis at {shown} refuses: the Sentinel 127.0.0.1:{watched.port} refuses: "
+    )
+    assert done.err.endswith(
+        "; its own password is ?sentinel_password=... in the URL, its user ?sentinel_username=...\n"
+    )
+
+
+def test_a_master_that_no_sentinel_knows_is_named(run: Run, watched: SentinelServer) -> None:
+    url = f"redis+sentinel://:hush@127.0.0.1:{watched.port}/shop?sentinel_password=psst"
+    done = run(url, STEPFLEET_CONNECT_TIMEOUT="1s")
+
+    assert done.code() == UNAVAILABLE
+    assert "no Sentinel names a master called shop that is up" in done.err
 
 
 # -- servers that would lose work --------------------------------------------------------------------

@@ -51,6 +51,7 @@ TABLE: Final[dict[str, list[str]]] = {
         _SERVERS + "test_a_plain_url_of_a_tls_server_is_called_that",
         _SERVERS + "test_a_certificate_that_nobody_vouches_for_is_refused",
         _SERVERS + "test_a_certificate_of_another_server_is_refused",
+        _SERVERS + "test_a_sentinel_that_wants_another_password_is_named_with_where_it_stands",
     ],
     "B8 a user without a right": [
         _SERVERS + "test_a_missing_right_is_named_with_the_command_that_prints_it",

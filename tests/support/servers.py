@@ -62,9 +62,11 @@ class RedisServer:
         options: Sequence[str] = (),
         wrapper: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        password: str = "",
     ) -> None:
         self.port = port or free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
+        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}"
+        self._password = password
         self.log = tmpdir / "server.log"
         self._tmpdir = tmpdir
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,7 +81,8 @@ class RedisServer:
             "logfile": str(self.log),
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        self._command = [*wrapper, str(binary), *words, *options]
+        protected = ("--requirepass", password, "--masterauth", password) if password else ()
+        self._command = [*wrapper, str(binary), *words, *protected, *options]
         self._environment = environment and {**os.environ, **environment}
 
     @property
@@ -142,13 +145,16 @@ class RedisServer:
 
     def role(self) -> str:
         """Returns `master` or `slave`."""
-        with cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client:
+        with self._asked() as client:
             return client.info("replication")["role"]
 
     def _info(self) -> dict[str, Any]:
-        with cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client:
+        with self._asked() as client:
             assert client.ping()
             return client.info("server")
+
+    def _asked(self) -> Any:
+        return cast(Any, redis.Redis).from_url(self.url, socket_timeout=1.0)
 
 
 class SentinelServer:
@@ -157,10 +163,20 @@ class SentinelServer:
     #: Milliseconds of silence after which it counts its master as down.
     DOWN_AFTER_MS = 1000
 
-    def __init__(self, directory: Path, *, master: str, port_of_master: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        master: str,
+        port_of_master: int,
+        password: str = "",
+        password_of_master: str = "",
+    ) -> None:
         self.port = free_port()
+        self.port_of_master = port_of_master
         self._directory = directory
         self._master = master
+        self._password = password
         self._settings = (
             f"port {self.port}",
             "bind 127.0.0.1",
@@ -169,6 +185,8 @@ class SentinelServer:
             f"sentinel monitor {master} 127.0.0.1 {port_of_master} 1",
             f"sentinel down-after-milliseconds {master} {self.DOWN_AFTER_MS}",
             f"sentinel failover-timeout {master} 5000",
+            *([f"requirepass {password}"] if password else ()),
+            *([f"sentinel auth-pass {master} {password_of_master}"] if password_of_master else ()),
         )
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -203,7 +221,9 @@ class SentinelServer:
     def _about(self) -> dict[str, Any] | None:
         with (
             contextlib.suppress(redis.RedisError),
-            cast(Any, redis.Redis)(port=self.port, socket_timeout=1.0) as client,
+            cast(Any, redis.Redis)(
+                port=self.port, socket_timeout=1.0, password=self._password or None
+            ) as client,
         ):
             return client.sentinel_master(self._master)
         return None

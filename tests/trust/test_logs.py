@@ -92,25 +92,15 @@ FLOWS = {
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(BINARY, tmp_path / "redis", options=("--requirepass", PASSWORD))
-    # It answers only those who know the password: no look at it from here.
-    server._is_ready = lambda: _answers(server.port)  # type: ignore[method-assign]
+    server = RedisServer(BINARY, tmp_path / "redis", password=PASSWORD)
     server.start()
     yield server
     server.kill()
 
 
-def _answers(port: int) -> bool:
-    try:
-        with redis.Redis(port=port, password=PASSWORD) as raw:
-            return bool(raw.ping())
-    except redis.ConnectionError:
-        return False
-
-
 def test_no_secret_and_no_content_is_in_what_is_told(server: RedisServer, tmp_path: Path) -> None:
     (tmp_path / "project.py").write_text(PROJECT)
-    url, port = f"redis://:{PASSWORD}@127.0.0.1:{server.port}", free_port()
+    url, port = server.url, free_port()
     arguments = ("project:FLOWS", "--redis-url", url, "--metrics-port", port)
     program = Program(WORKER, *arguments, folder=tmp_path)
     told: list[str] = []

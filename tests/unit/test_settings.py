@@ -202,6 +202,10 @@ def test_a_broken_pyproject_is_named(folder: Path) -> None:
         ("unix:///s.sock?db=1&password=secret&x=1", "unix:///s.sock?db=1&password=***&x=1"),
         ("redis://host:6379/0", "redis://host:6379/0"),
         ("redis+sentinel://u:secret@a:1,b:2/orders", "redis+sentinel://u:***@a:1,b:2/orders"),
+        (
+            "redis+sentinel://:secret@a/orders?sentinel_username=u&sentinel_password=other&db=1",
+            "redis+sentinel://:***@a/orders?sentinel_username=u&sentinel_password=***&db=1",
+        ),
     ],
 )
 def test_a_masked_url_shows_everything_but_the_password(url: str, masked: str) -> None:
