@@ -12,6 +12,7 @@ from stepfleet.storage import scripts
 from stepfleet.storage.keys import GROUP, Keys
 from stepfleet.wire import Promotion, decode_public, decode_timer, decode_waiter
 from tests.simulation.server import Server
+from tests.simulation.workload import LEASE
 
 #: Characters of a delivery id.
 ID = 22
@@ -41,12 +42,16 @@ class Invariants:
         *,
         may_idle: Callable[[str], bool],
         freed: set[str],
+        steady: Callable[[], float],
     ) -> None:
         self._server = server
         self._keys = keys
         self._violated = violated
         self._may_idle = may_idle
         self._freed = freed
+        self._steady = steady
+        #: When each consumer renewed its lease last, by a clock that never jumps.
+        self.beats: dict[str, float] = {}
         #: Deliveries of a run that were settled for good.
         self._consumed: defaultdict[str, set[str]] = defaultdict(set)
         self._routes: dict[str, Route] = {
@@ -77,6 +82,8 @@ class Invariants:
             self._after_commits(command, reply)
         elif name in ("hand_back", "audit", "reclaim"):
             self._check_counters(name)
+        elif name == "beat" and isinstance(reply, list) and reply[0]:
+            self.beats[command[3 + int(command[2])].decode()] = self._steady()
 
     def _check_counters(self, name: str) -> None:
         """The delivery counter says how often a delivery was lost: only a dead owner makes it rise."""
@@ -85,6 +92,26 @@ class Invariants:
             rises = name == "reclaim" and owner != b"returned"
             if delivered > before + rises:
                 self._violated("lost count", f"{row}: {name} took it from {owner!r}, {delivered}")
+            seen = self.beats.get(owner.decode(), 0.0)
+            if delivered > before and self._steady() - seen < LEASE:
+                self._violated(
+                    "lost count", f"{row}: taken from {owner!r}, which renewed its lease at {seen}"
+                )
+
+    # -- a server that loses what happened last ----------------------------------------------------
+
+    def memory(self) -> Callable[[], None]:
+        """Returns what goes back to what is known now, as a server does that loses what comes after."""
+        consumed = {run_id: set(ids) for run_id, ids in self._consumed.items()}
+        settled, final = Counter(self._settled), dict(self._final)
+
+        def forget() -> None:
+            self._consumed = defaultdict(set, {run: set(ids) for run, ids in consumed.items()})
+            self._settled, self._final = Counter(settled), dict(final)
+            self._freed.clear()
+            self.beats.clear()  # leases are those of then
+
+        return forget
 
     def _check_owner(self, one: Settled, consumer: str) -> None:
         """Who does not own an entry hears only that it is gone."""

@@ -20,17 +20,21 @@ from typing import Any
 class Process:
     """What runs, stops and dies together."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, thread_of: Process | None = None) -> None:
         self.name = name
         self.ready: deque[asyncio.Handle] = deque()
         self.paused = False
+        #: Its event loop does not turn, because a step keeps it; its threads go on.
+        self.blocked = False
         self.dead = False
         self.tasks: list[asyncio.Task[Any]] = []
+        #: The process that this is a thread of, which stops and dies with it.
+        self.main = thread_of or self
 
     @property
     def stopped(self) -> bool:
         """Whether nothing of it runs now."""
-        return self.paused or self.dead
+        return self.main.paused or self.main.dead or self.blocked
 
 
 OWNER: ContextVar[Process] = ContextVar("simulated_process")
@@ -66,6 +70,12 @@ class SimLoop(asyncio.BaseEventLoop):
         process = Process(name)
         self._processes.append(process)
         return process
+
+    def thread(self, process: Process) -> Process:
+        """Makes what goes on while the event loop of a process is blocked."""
+        thread = Process(f"{process.name}'s thread", thread_of=process)
+        self._processes.append(thread)
+        return thread
 
     def spawn(
         self, process: Process, coroutine: Coroutine[Any, Any, Any], name: str

@@ -23,10 +23,12 @@ from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Arg, Link
 from stepfleet.storage.run_store import Bounds
-from tests.simulation.loop import Process, SimLoop
+from tests.simulation.loop import OWNER, Process, SimLoop
 from tests.simulation.server import EPOCH, Server
 from tests.simulation.workload import LEASE
 
+#: The task that renews the lease of a worker.
+BEATING = "stepfleet-heartbeat"
 #: Seconds that a command or a reply is on its way: from, to.
 LATENCY = (0.0002, 0.004)
 
@@ -70,6 +72,8 @@ class Network:
         self._partitioned: set[str] = set()
         self._connecting: list[tuple[str, asyncio.Future[Any]]] = []
         self._is_down = False
+        #: By how many ms the clock of each host is wrong.
+        self.skews_ms: dict[str, int] = {}
 
     # -- what goes wrong at large ------------------------------------------------------------------
 
@@ -86,6 +90,11 @@ class Network:
         self._connecting = [one for one in self._connecting if not one[1].done()]
         for connection in [one for one in self._open.values() if one.process is process]:
             connection.flush()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing goes wrong on it now."""
+        return self.weather is FAIR and not self._partitioned and not self._is_down
 
     def go_down(self, *, forget_scripts: bool) -> None:
         """Stops the server: every connection is reset, and none is accepted."""
@@ -341,19 +350,30 @@ class SimConnection:
 
 
 class _Beats(Link):
-    """The connection of the lease thread, which waits for a third of a lease only."""
+    """The connection of the lease thread, which waits for a third of a lease only.
+
+    Who renews is a thread: it goes on while the event loop of its process is blocked.
+    """
+
+    def __init__(self, connect: Callable[[], Any], thread: Process) -> None:
+        super().__init__(connect)
+        self._thread = thread
 
     async def call(self, *command: Arg, timeout: float = LEASE / 3) -> Any:
+        task = asyncio.current_task()
+        if task is not None and task.get_name() == BEATING:
+            OWNER.set(self._thread)
         return await super().call(*command, timeout=timeout)
 
 
 class SimClock(Clock):
-    """The clock of one simulated process: virtual, and off by `skew_ms` from Redis' one."""
+    """The clock of one simulated process: virtual, and off by what the network notes of its host."""
 
-    def __init__(self, loop: SimLoop, skew_ms: int) -> None:
+    def __init__(self, network: Network, process: Process) -> None:
         super().__init__()
-        self._loop = loop
-        self._skew_ms = skew_ms
+        self._loop = network.loop
+        self._skews_ms = network.skews_ms
+        self._host = process.name
 
     def steady(self) -> float:
         """Returns virtual seconds."""
@@ -361,22 +381,29 @@ class SimClock(Clock):
 
     def wall_ms(self) -> int:
         """Returns what the host's clock shows."""
-        return int((EPOCH + self._loop.time()) * 1000) + self._skew_ms
+        return int((EPOCH + self._loop.time()) * 1000) + self._skews_ms[self._host]
 
 
-def fleet(network: Network, process: Process, random: Random, bounds: Bounds) -> Fleet:
-    """Returns the fleet as one simulated process sees it."""
+def fleet(
+    network: Network,
+    process: Process,
+    random: Random,
+    bounds: Bounds,
+    *,
+    thread: Process | None = None,
+) -> Fleet:
+    """Returns the fleet as one simulated process sees it; `thread` renews its lease."""
+    network.skews_ms[process.name] = random.randint(-3_600_000, 3_600_000)
 
     def connect() -> Any:
         return SimConnection(network, process)
 
     return Fleet(
         keys=Keys("sim"),
-        link=lambda name: (_Beats if name == "beat" else Link)(connect),
-        # The loop renews the lease: in a simulated process nothing blocks it but a pause of the whole.
-        beat_call=None,
+        link=lambda name: _Beats(connect, thread) if name == "beat" and thread else Link(connect),
+        beat_call=None,  # no thread of the operating system: a task that runs as one
         bounds=bounds,
-        clock=SimClock(network.loop, random.randint(-3_600_000, 3_600_000)),
+        clock=SimClock(network, process),
         random=random,
         host=process.name,
         pid=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,8 @@ class Server:
 
     def __init__(self) -> None:
         self.fake = FakeServer(version=(7,))
+        #: Seconds that its clock is ahead of the time of the simulation.
+        self.ahead = 0.0
         self._socket = _Socket(server=self.fake, db=0, client_class=object)
         #: Called before and after every command.
         self.before: Callable[[list[bytes]], None] = lambda command: None
@@ -91,6 +94,17 @@ class Server:
     def forget_scripts(self) -> None:
         """Loses its scripts, as a restart does."""
         self.fake.script_cache.clear()
+
+    def saved(self) -> dict[bytes, Any]:
+        """Returns all data as it is now."""
+        return copy.deepcopy(self.fake.dbs[0]._dict)
+
+    def load(self, saved: dict[bytes, Any]) -> None:
+        """Begins with data that was saved, as a restart from an older file does."""
+        database = self.fake.dbs[0]
+        database._dict, database._expiry_heap = saved, []
+        for key, item in saved.items():
+            database.schedule_expiry(key, item.expireat)
 
     def value(self, key: str | bytes) -> Any:
         """Returns fakeredis' own value of a key, None for no key."""

@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from stepfleet import Workflow
 from stepfleet.client import Client
@@ -22,6 +23,7 @@ from stepfleet.embedded.memory_time import redis_time
 from stepfleet.errors import (
     ConnectionLost,
     DeadLettered,
+    RunNotFound,
     StoreError,
     WorkflowCancelledByUser,
     WorkflowError,
@@ -31,6 +33,7 @@ from stepfleet.planning import make_plan
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.run_store import Bounds
 from stepfleet.wire import decode_public
+from stepfleet.worker import heartbeat
 from stepfleet.worker.worker import Worker, WorkerOptions
 from tests.simulation.invariants import Invariants, script_name
 from tests.simulation.loop import OWNER, Process, SimLoop
@@ -53,11 +56,17 @@ from tests.simulation.workload import (
 SWEEP = 1.0
 #: Seconds for which ended runs are kept.
 RETENTION = 600.0
+#: Seconds by which Redis' clock is wrong at most.
+FURTHEST = 20.0
 #: Seconds after the last fault in which every run has to end.
 PATIENCE = 240.0
 #: Part of the seeds in which a job kills its workers, and how many it may kill.
 POISONED = 0.35
 MAX_DELIVERIES = 3
+#: Part of the seeds in which Redis loses the last seconds of its data.
+LOSSY = 0.0
+#: Leases for which a step may block its loop: fewer than in life, as a simulation is shorter.
+STALL = 3
 #: Callbacks after which a simulation counts as one that never comes to an end.
 MOST_TURNS = 3_000_000
 
@@ -126,6 +135,7 @@ class Simulation:
             self._violated,
             may_idle=self._may_idle,
             freed=self.ledger.freed,
+            steady=self.loop.time,
         )
         self.server.before = self.invariants.before
         self.server.after = self.invariants.after
@@ -134,7 +144,10 @@ class Simulation:
             random_run(chosen, number, self.until * 0.7)
             for number in range(chosen.choice((1, 2, 3, 4)))
         ]
-        self.is_poisoned = self._poison(self._part("poison"))
+        self.is_lossy = self._faulty and self._part("loss").random() < LOSSY
+        if self.is_lossy:
+            self.runs = [plan.lossy() for plan in self.runs]
+        self.is_poisoned = not self.is_lossy and self._poison(self._part("poison"))
         self.workers: list[tuple[Process, Worker | None]] = []
         self.processes = 0
         #: What the clients saw: (process, run) -> the result or its error, and the public events.
@@ -199,12 +212,19 @@ class Simulation:
         gc.disable()  # a collection would close forgotten generators at a moment of its own
         self.loop.context.run(LEDGER.set, self.ledger)
         try:
-            with redis_time(lambda: EPOCH + self.loop.time()), _quiet():
+            with (
+                redis_time(self._redis_now),
+                patch.object(heartbeat, "STALL", STALL),
+                _quiet(),
+            ):
                 self._run()
         finally:
             if enabled:
                 gc.enable()
         return self._report()
+
+    def _redis_now(self) -> float:
+        return EPOCH + self.loop.time() + self.server.ahead
 
     def _run(self) -> None:
         asyncio.set_event_loop(None)
@@ -223,16 +243,12 @@ class Simulation:
         self.server.after = lambda command, reply: None
         self.network.trace = lambda *args: None
         for process in self.loop.all_processes():
-            process.dead = process.paused = False
-        tasks = list(asyncio.all_tasks(self.loop))
+            process.dead = process.paused = process.blocked = False
         for _ in range(5):
-            for task in tasks:
+            for task in asyncio.all_tasks(self.loop):
                 task.cancel()
             self._turn(50)
-            tasks = [task for task in tasks if not task.done()]
-            if not tasks:
-                break
-        for task in tasks:
+        for task in asyncio.all_tasks(self.loop):
             task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
@@ -267,12 +283,12 @@ class Simulation:
         await asyncio.sleep(LEASE + 3)
         for process, _ in self._working():
             self._violated("D8", f"{process.name} does not end")
-        now_ms = (EPOCH + self.loop.time()) * 1000
+        now_ms = self._redis_now() * 1000
         leases = self.server.value(self.keys.leases)
         alive = [name for name in leases or () if leases[name] > now_ms]
         if alive:
             self._violated("D8", f"nobody works, and leases are renewed: {alive}")
-        await asyncio.sleep(RETENTION)
+        await asyncio.sleep(RETENTION + FURTHEST)
         self.invariants.check_gone()
 
     # -- workers -----------------------------------------------------------------------------------
@@ -297,10 +313,11 @@ class Simulation:
             max_deliveries=MAX_DELIVERIES if self.is_poisoned else 1_000_000,
             drain_timeout=timedelta(seconds=1.5),
         )
+        thread = self.loop.thread(process)
         async with Client(
             fleet(self.network, process, chance, self.bounds), patience=None
         ) as runtime:
-            await self._work_with(process, chance, options, made, runtime)
+            await self._work_with(process, chance, options, made, runtime, thread)
 
     async def _work_with(
         self,
@@ -309,11 +326,12 @@ class Simulation:
         options: WorkerOptions,
         made: list[Worker],
         runtime: Client,
+        thread: Process,
     ) -> None:
         instance = self.workflow(timeout=None)
         while True:
             worker = Worker(
-                fleet(self.network, process, chance, self.bounds),
+                fleet(self.network, process, chance, self.bounds, thread=thread),
                 {self.plan.workflow: (self.plan, instance)},
                 options=options,
                 runtime=runtime,
@@ -370,6 +388,11 @@ class Simulation:
             if plan.cancelled is not None:
                 tasks.append(asyncio.create_task(self._cancel(handler, plan.cancelled)))
         result = await self._outcome(handler)
+        while self.is_lossy and isinstance(result, RunNotFound):
+            self.faults["run vanished"] += 1
+            handler = await self._started(client, plan)
+            tasks.append(asyncio.create_task(self._follow(process, chance, handler, plan)))
+            result = await self._outcome(handler)
         self.results[process.name, plan.run_id] = result
         await asyncio.gather(*tasks)
         if is_boss and isinstance(result, DeadLettered) and plan.is_poisoned:
@@ -482,6 +505,10 @@ class Simulation:
             except ConnectionLost:
                 after = handler.last_sequence
                 await asyncio.sleep(0.3)
+            except RunNotFound:
+                if not self.is_lossy:
+                    raise
+                break
         await asyncio.gather(*answers)
 
     # -- what goes wrong ---------------------------------------------------------------------------
@@ -490,9 +517,14 @@ class Simulation:
         """Lets things go wrong for a while, then heals everything."""
         chosen = self._part("storm")
         tasks = [] if self.is_poisoned else [asyncio.create_task(self._weather(chosen))]
-        kinds = (self._pauses, self._kills, self._partitions, self._outages, self._drains)
+        kinds = (
+            *(self._pauses, self._kills, self._partitions, self._outages, self._drains),
+            *(self._blocks, self._jumps),
+        )
         if self.is_poisoned:
             kinds = (self._drains,)
+        if self.is_lossy:
+            tasks.append(asyncio.create_task(self._losses(self._part("losses"))))
         tasks += [
             asyncio.create_task(kind(self._part(kind.__name__)))
             for kind in kinds
@@ -501,12 +533,14 @@ class Simulation:
         await asyncio.sleep(self.until)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end  # a defect of the simulation
         self.note("all is well again")
         self.network.weather = FAIR
         self.network.come_up()
         for process in self.loop.all_processes():
-            process.paused = False
+            process.paused = process.blocked = False
             self.network.heal(process)
         if not self._working():
             self.start_worker()
@@ -549,6 +583,68 @@ class Simulation:
         if process.paused:
             self.note(f"{process.name} goes on")
             process.paused = False
+
+    async def _blocks(self, chosen: Random) -> None:
+        """Steps keep the CPU: the loop of their process does not turn, and its thread renews the lease."""
+        while True:
+            await asyncio.sleep(chosen.expovariate(0.25))
+            victims = [(process, made) for process, made in self._working() if not process.stopped]
+            if not victims:
+                continue
+            process, made = chosen.choice(victims)
+            leases = chosen.choice((0.3, 1.5, 2.5, STALL + 2.0))
+            self._fault("block", f"the loop of {process.name} for {leases} leases")
+            process.blocked = True
+            worker = made[-1].consumer if made and self.network.is_sound else ""
+            self.loop.in_world(
+                leases * LEASE, self._unblock, process, worker, leases, self.faults.total()
+            )
+
+    def _unblock(self, process: Process, worker: str, leases: float, faults: int) -> None:
+        if not process.blocked or process.dead:
+            return
+        self.note(f"the loop of {process.name} turns")
+        process.blocked = False
+        seen = self.invariants.beats.get(worker)
+        if seen is None or faults != self.faults.total() or not self.network.is_sound:
+            return  # what else went wrong meanwhile may be why
+        silent = (self.loop.time() - seen) / LEASE
+        if leases < STALL and silent > 1:
+            self._violated("D8", f"{worker}: its loop was blocked, nobody renewed its lease")
+        if leases > STALL + 1 and silent < leases - STALL - 1:
+            self._violated("D8", f"{worker}: it renewed its lease without a turn of its loop")
+
+    async def _jumps(self, chosen: Random) -> None:
+        """Clocks jump, Redis' own and those of hosts."""
+        while True:
+            await asyncio.sleep(chosen.expovariate(0.25))
+            if chosen.random() < 0.5:
+                host = chosen.choice(sorted(self.network.skews_ms))
+                self.network.skews_ms[host] = chosen.randint(-3_600_000, 3_600_000)
+                self._fault("jump", f"the clock of {host} is {self.network.skews_ms[host]} ms off")
+                continue
+            self.ledger.clock_jumped = True
+            self.server.ahead = chosen.choice((0.0, 0.3, LEASE + 1, FURTHEST / 2))
+            self.server.ahead *= chosen.choice((-1, 1))
+            self._fault("jump", f"Redis' clock is {self.server.ahead} s off")
+
+    async def _losses(self, chosen: Random) -> None:
+        """Redis dies and comes back with the data that it had up to two seconds before."""
+        while True:
+            await asyncio.sleep(chosen.expovariate(0.3))
+            before = self.invariants.commits
+            while self.invariants.commits == before:  # while something happens, else nothing is lost
+                await asyncio.sleep(chosen.uniform(0.0, 0.02))
+            saved, forget = self.server.saved(), self.invariants.memory()
+            seconds = chosen.choice((0.01, 0.1, 0.5, 2.0)) * chosen.random()
+            await asyncio.sleep(seconds)
+            self._fault("loss", f"of {seconds:.3f} s")
+            self.network.go_down(forget_scripts=True)
+            self.server.load(saved)
+            forget()
+            await asyncio.sleep(chosen.choice((0.05, 1.0, LEASE + 1)))
+            self.network.come_up()
+            self.note("redis is up")
 
     async def _kills(self, chosen: Random) -> None:
         while True:
@@ -629,7 +725,19 @@ class Simulation:
         return record._values[b"status"].decode() if record is not None else ""
 
     def _all_ended(self) -> bool:
-        return all(self._status(run.run_id) not in ("", "running") for run in self.runs)
+        return all(
+            self._status(run.run_id) not in ("", "running") or self._is_forgotten(run)
+            for run in self.runs
+        )
+
+    def _is_forgotten(self, plan: RunPlan) -> bool:
+        """Whether Redis lost a run whose result every client had: nobody starts it again."""
+        asked = [(process.name, plan.run_id) for process in self._clients]
+        return (
+            self.is_lossy
+            and not self._status(plan.run_id)
+            and all(one in self.results for one in asked)
+        )
 
     def _all_seen(self) -> bool:
         return all(task.done() for process in self._clients for task in process.tasks)
@@ -648,6 +756,8 @@ class Simulation:
         """Compares what happened with what the programs say."""
         for plan in self.runs:
             status = self._status(plan.run_id)
+            if self._is_forgotten(plan):
+                continue
             endings = plan.endings | ({"failed"} if self.ledger.lost_locks[plan.run_id] else set())
             if status not in endings:
                 reason = self.server.value(self.keys.run(plan.run_id))._values
@@ -680,6 +790,8 @@ class Simulation:
             )
             if not fits:
                 self._violated("D5", f"{plan.run_id}: the result is {result}")
+            if self.is_lossy:
+                continue  # it may have seen what Redis lost
             seen = self.seen.get((process.name, plan.run_id), [])
             views.add(tuple(seen))
             seqs = [int(one.partition(":")[0]) for one in seen]

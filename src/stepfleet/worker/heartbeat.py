@@ -148,21 +148,24 @@ class Heartbeat:
         while not self._stop.wait(self.lease / BEATS):
             if self.buried:
                 return
-            silent = self._clock.steady() - self._loop_seen
-            if silent > STALL * self.lease:
-                if not self._stalled:
-                    logger.error(
-                        "the event loop has not turned for %.0f s, its deliveries go to others: running=%s",
-                        silent,
-                        self._doing or "nothing",
-                    )
-                self._stalled = True
+            if self._is_stalled():
                 continue
-            self._stalled = False
             try:
                 self._beat(call)
             except StoreError as error:
                 logger.debug("a beat failed, the next one is due: error=%s", error)
+
+    def _is_stalled(self) -> bool:
+        """Tell whether a step has kept the event loop for too long, and say so once."""
+        silent = self._clock.steady() - self._loop_seen
+        was_stalled, self._stalled = self._stalled, silent > STALL * self.lease
+        if self._stalled and not was_stalled:
+            logger.error(
+                "the event loop has not turned for %.0f s, its deliveries go to others: running=%s",
+                silent,
+                self._doing or "nothing",
+            )
+        return self._stalled
 
     async def _beat_on(self, link: Any) -> None:
         keys, args = self._arguments()
@@ -171,6 +174,8 @@ class Heartbeat:
     async def _beats(self, link: Any) -> None:
         while not self.buried:
             await asyncio.sleep(self.lease / BEATS)
+            if self._is_stalled():
+                continue
             try:
                 await self._beat_on(link)
             except StoreError as error:
