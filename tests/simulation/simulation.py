@@ -630,11 +630,12 @@ class Simulation:
 
     async def _losses(self, chosen: Random) -> None:
         """Redis dies and comes back with the data that it had up to two seconds before."""
+        commits = 0
         while True:
-            await asyncio.sleep(chosen.expovariate(0.3))
-            before = self.invariants.commits
-            while self.invariants.commits == before:  # while something happens, else nothing is lost
-                await asyncio.sleep(chosen.uniform(0.0, 0.02))
+            await asyncio.sleep(chosen.uniform(0.0, 0.05))
+            before, commits = commits, self.invariants.commits
+            if before == commits or chosen.random() > 0.05:
+                continue  # where nothing happens nothing is lost
             saved, forget = self.server.saved(), self.invariants.memory()
             seconds = chosen.choice((0.01, 0.1, 0.5, 2.0)) * chosen.random()
             await asyncio.sleep(seconds)
