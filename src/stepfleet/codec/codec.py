@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from stepfleet.codec.decoding import Decoder, UnknownType
 from stepfleet.codec.encoding import Encoder, Limits, locate, pack_rest
@@ -19,6 +19,8 @@ from stepfleet.events import Event
 
 #: The version of everything this package writes, for the record around it to carry.
 FORMAT_VERSION: Final = 1
+#: Bytes up to which an event is looked at as one of scalars first.
+PLAIN_BYTES: Final = 4 * 1024
 #: Characters of a path, or of a message made of data, that an error shows.
 _SHOWN: Final = 300
 
@@ -31,6 +33,7 @@ class Codec:
     ) -> None:
         self._registry = registry
         self.limits = self._limits = limits or Limits()
+        self._plain_bytes = min(PLAIN_BYTES, self._limits.max_bytes)
         self._decoder = Decoder(registry, max_depth=self._limits.max_depth, generic=generic)
 
     def generic(self) -> Codec:
@@ -83,7 +86,27 @@ class Codec:
         Raises: UnknownTypeError: no class is registered for a type id, and this codec makes no
             stand-ins. DecodeError: the bytes are not such an event.
         """
+        event = self._plain_event(type_id, payload)
+        if event is not None:
+            return event
         return self._decode(payload, type_id, lambda raw: self._event(type_id, raw))
+
+    def _plain_event(self, type_id: str, payload: bytes) -> Event | None:
+        """Returns an event of scalars, as most are, 2 us sooner; None for whatever needs a closer look."""
+        plan = self._registry.plan_of_id(type_id)
+        if not isinstance(plan, ModelPlan) or not plan.is_event or len(payload) > self._plain_bytes:
+            return None
+        try:
+            declared, extra, unset = unpack(payload)
+        except Exception:  # noqa: BLE001 - whoever looks closer says what is wrong
+            return None
+        is_plain = (
+            unset is None
+            and _are_plain(declared)
+            and declared.keys() == plan.keys
+            and (extra is None or (plan.extra == "allow" and _are_plain(extra)))
+        )
+        return cast("Event", plan.build(declared, extra, None)) if is_plain else None
 
     def encode_value(self, value: Any, *, where: str) -> bytes:
         """Returns the bytes of any value; `where` names it in errors.
@@ -192,6 +215,13 @@ def _are_scalars(fields: dict[str, Any], fields_set: set[str]) -> bool:
         and SCALARS.issuperset(map(type, fields.values()))
         and fields_set.issuperset(fields)
     )
+
+
+def _are_plain(raw: Any) -> bool:
+    if type(raw) is not dict:
+        return False
+    fields = cast("dict[Any, Any]", raw)
+    return STR.issuperset(map(type, fields)) and SCALARS.issuperset(map(type, fields.values()))
 
 
 def _shortened(text: str) -> str:

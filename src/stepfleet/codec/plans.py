@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from stepfleet.codec.forms import Malformed
 from stepfleet.errors import DefinitionError
-from stepfleet.events import DictLikeModel
+from stepfleet.events import DictLikeModel, Event
 
 #: Builtins whose own content would be lost if only the fields of a dataclass travelled.
 _VALUE_TYPES: Final = (
@@ -44,6 +44,7 @@ class ModelPlan:
     extra: Literal["allow", "ignore", "forbid"]
     #: Whether building ends with `model_post_init`, which also sets private attributes.
     post_init: bool
+    is_event: bool
 
     def build(
         self, declared: dict[str, Any], extra: dict[str, Any] | None, unset: list[str] | None
@@ -224,4 +225,5 @@ def _make_model_plan(cls: type[BaseModel], type_id: str) -> ModelPlan:
         not_rebuildable=next((n for n in excluded if cls.model_fields[n].is_required()), None),
         extra=cls.model_config.get("extra") or "ignore",
         post_init=bool(getattr(cls, "__pydantic_post_init__", None)) and not own_hook,
+        is_event=issubclass(cls, Event),
     )

@@ -23,8 +23,8 @@ def header(disabled: Iterable[str]) -> dict[str, str]:
 
 def checkpoint(delivery: Delivery, output: Encoded | None) -> list[Remember]:
     """Return the word that keeps a checkpoint of a step that returned, if its run keeps any."""
-    disabled = (delivery.record.headers or {}).get(HEADER)
-    step = delivery.route.step
+    headers, step = delivery.record.headers, delivery.route.step
+    disabled = None if headers is None else headers.get(HEADER)
     if disabled is None or step in disabled.split(","):
         return []
     record = delivery.record

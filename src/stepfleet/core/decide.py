@@ -131,10 +131,13 @@ def effects_commit(delivery: Delivery, effects: Iterable[Effect], *, age_ms: int
 
 
 def _returned(delivery: Delivery, outcome: Returned, plan: Plan) -> Commit:
-    expects, words = _collects(outcome.collected)
-    words = [*_traces(delivery, outcome.traces), *consumed(delivery, plan), *words]
-    events = outcome.members if outcome.members is not None else (outcome.event,)
-    stop = next((e for e in events if e is not None and issubclass(e.event_type, StopEvent)), None)
+    expects: list[Expectation] = []
+    words = _traces(delivery, outcome.traces)
+    words += consumed(delivery, plan)
+    if outcome.collected:
+        expects, collects = _collects(outcome.collected)
+        words += collects
+    stop = _stop(outcome)
     # A run that begins at the checkpoint of its last step needs what that step gave; after any other
     # one that is pending already.
     kept = checkpoint(delivery, outcome.event)
@@ -145,6 +148,14 @@ def _returned(delivery: Delivery, outcome: Returned, plan: Plan) -> Commit:
         words += followed(delivery, outcome, plan)
         words += kept
     return Commit(delivery.run_id, _fence(delivery), words, expects)
+
+
+def _stop(outcome: Returned) -> Encoded | None:
+    events = (outcome.event,) if outcome.members is None else outcome.members
+    for event in events:
+        if event is not None and issubclass(event.event_type, StopEvent):
+            return event
+    return None
 
 
 def _failed(delivery: Delivery, outcome: Failed, plan: Plan, now_ms: int) -> Commit:
@@ -298,9 +309,10 @@ def _armed(delivery: Delivery, age_ms: int) -> list[Word]:
 
 def _traces(delivery: Delivery, traces: Traces, *, settles: bool = True) -> list[Word]:
     words = _armed(delivery, traces.age_ms)
-    # A delivery that will be replayed has to know what it sent already.
-    guard = delivery.id if traces.guarded or not settles else ""
-    words += _effects(traces.effects, guard)
+    if traces.effects:
+        # A delivery that will be replayed has to know what it sent already.
+        guard = delivery.id if traces.guarded or not settles else ""
+        words += _effects(traces.effects, guard)
     if settles and traces.repeated:
         marker = encode_public(
             PublicEntry(
@@ -313,7 +325,8 @@ def _traces(delivery: Delivery, traces: Traces, *, settles: bool = True) -> list
         words.append(Mark(marker, delivery.id, traces.published))
     if settles and traces.guarded:
         words.append(Forget(delivery.id))
-    words += [Unkeep(element) for element in traces.claimed]
+    if traces.claimed:
+        words += [Unkeep(element) for element in traces.claimed]
     if traces.ended_runs:
         words.append(Leave(traces.ended_runs))
     if traces.lock:

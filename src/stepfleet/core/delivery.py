@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
+from binascii import b2a_base64
 from typing import Any, Final, NamedTuple
 
 from stepfleet.core.commit import Route
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 #: Header under which W3C carries a span's ids.
 TRACEPARENT: Final = "traceparent"
@@ -71,11 +73,14 @@ def delivery_id(parent: str, step: str, kind: str, index: str | int) -> str:
         index: position, or content digest and occurrence.
     """
     text = f"{parent}\0{step}\0{kind}\0{index}".encode()
-    return base64.urlsafe_b64encode(hashlib.blake2b(text, digest_size=16).digest())[:22].decode()
+    return _text(hashlib.blake2b(text, digest_size=16).digest())[:22]
 
 
 def content_digest(type_id: str, payload: bytes) -> str:
     """Return a short digest of an event's content."""
-    return base64.urlsafe_b64encode(
-        hashlib.blake2b(payload, digest_size=12, key=type_id.encode()[:64]).digest()
-    ).decode()
+    return _text(hashlib.blake2b(payload, digest_size=12, key=type_id.encode()[:64]).digest())
+
+
+def _text(digest: bytes) -> str:
+    """What `base64.urlsafe_b64encode` makes of it, at half the cost."""
+    return b2a_base64(digest, newline=False).translate(_URL_SAFE).decode()

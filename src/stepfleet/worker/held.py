@@ -9,6 +9,7 @@ from stepfleet.core.commit import Answer
 from stepfleet.core.delivery import Delivery
 from stepfleet.core.outcome import Outcome
 from stepfleet.worker.execution import NOTHING_KNOWN, Execution, Known
+from stepfleet.worker.pace import Pace
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +20,8 @@ class Held:
     started: float
     #: Runs it now. None before its first execution, and while an answer to its commit is awaited.
     task: asyncio.Task[None] | None = None
-    #: Whether it takes a place: its step runs, or stands in line to run once more.
-    has_place: bool = False
+    #: Of its step, while it takes a place: its step runs, or is about to.
+    pace: Pace | None = None
     #: When its last execution here began.
     executed: float = 0.0
     #: Its next execution waits for a place.

@@ -258,8 +258,8 @@ class Processor:
 
     def _begin(self, held: Held) -> None:
         self._running += 1
-        held.has_place = True
-        self._paces.of(held.delivery.route).running += 1
+        held.pace = self._paces.of(held.delivery.route)
+        held.pace.running += 1
         if held.in_line is None:
             self._line.add(held)
         else:
@@ -273,12 +273,15 @@ class Processor:
         await held.in_line
 
     def _give_place(self, held: Held) -> None:
-        if held.has_place:
-            held.has_place = False
-            self._running -= 1
+        if held.pace is not None:
             took = self._clock.steady() - held.executed if held.executed else None
-            self._paces.of(held.delivery.route).ended(took)
-            self._fill_places()
+            held.pace.ended(took)
+            held.pace = None
+            self._running -= 1
+            if self._in_line:
+                self._fill_places()
+            elif not self.capacity.is_set():
+                self._tell_of_capacity()
 
     def _release(self, held: Held) -> None:
         key = (held.delivery.route, held.delivery.entry)
@@ -336,7 +339,7 @@ class Processor:
         spec = plan.spec(delivery.route)
         if spec is not None and (spec.collects or spec.slots):
             delivery = held.delivery = await self._with_batch(delivery, spec, plan)
-        if not held.has_place:
+        if held.pace is None:
             await self._take_place(held)
         held.executed = self._clock.steady()
         if not held.rerun:
