@@ -356,11 +356,13 @@ def _commits(command: Sequence[bytes], reply: Sequence[bytes]) -> Iterator[Settl
     keys = int(command[2])
     K = [b"", *command[3 : 3 + keys]]  # noqa: N806 - counted from 1, as in the script
     A = [b"", *command[3 + keys :]]  # noqa: N806
-    streams, i = [""], 5
-    for _ in range(int(A[4])):
+    streams, i = [""], 6
+    for _ in range(int(A[5])):
         streams.append(K[int(A[i])].decode())
         i += 9 + int(A[i + 8]) if int(A[i + 4]) > 0 else 5
     for answer in reply:
+        if i >= len(A):
+            return  # behind the answers: an entry that was taken
         fence = A[i + 5].decode()
         stream = entry = delivery = ""
         if fence in ("entry", "effect", "stray"):

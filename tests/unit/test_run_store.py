@@ -21,7 +21,7 @@ from stepfleet.storage.scripts import PARTS, script
 GOLDEN = Path(__file__).parents[1] / "golden" / "commit"
 #: Raise it when the arguments of a commit change: workers of two versions run side by side, each
 #: with its own script, so this is about what reviewers see and not about what must stay.
-LAYOUT = 3
+LAYOUT = 4
 
 WORK = Route("Flow", "Work", "work", 4, 0, ("Work",))
 LIMITED = Route("Flow", "Item", "pick", 2, 3, ("Item", "Part"))
@@ -253,7 +253,7 @@ def test_a_commit_costs_few_arguments() -> None:
     """The client is the limit: this is what packing and parsing of one middle step cost."""
     alone = packed(COMMITS["step"])
     both = packed([*COMMITS["step"], *[one._replace(run_id="r2") for one in COMMITS["step"]]])
-    assert (len(alone[0]), len(alone[1])) == (6, 33)
+    assert (len(alone[0]), len(alone[1])) == (6, 34)
     assert (len(both[0]) - len(alone[0]), len(both[1]) - len(alone[1])) == (4, 19)
 
 

@@ -137,6 +137,16 @@ class Consumer:
         ]
         return _Found(stream, arrivals, len(arrivals) >= count)
 
+    def reads(self, route: Route) -> bool:
+        """Tell whether a stream is one of this worker's."""
+        return self._stream(route) in self._routes
+
+    def taken(self, route: Route, row: Sequence[Any]) -> Arrival:
+        """Return a new delivery that came with the answer to a commit."""
+        entry, fields = row
+        mine = self._routes[self._stream(route)]
+        return _arrival(mine, entry.decode(), fields, 1, fresh=True)
+
     async def reclaim(
         self, leases: str, *, most: int, suspects: int, buries_until_ms: int, lease_ms: int
     ) -> list[Arrival]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from stepfleet.core import commit as c
 from stepfleet.core.commit import Answer, Commit, Route
+from stepfleet.errors import ConnectionLost
 from stepfleet.storage.keys import GROUP, SYSTEM, Keys
 from stepfleet.storage.link import Arg, Link, pack
 from stepfleet.storage.scripts import script
@@ -33,14 +34,39 @@ class Bounds:
     operations_limit: int = 1_000
 
 
+class Taker(Protocol):
+    """Who may take a new entry in the call that commits: one call less before the next step runs."""
+
+    def wants(self, commit: Commit) -> Route | None:
+        """Return the stream to take an entry from behind a commit that goes alone, if any."""
+        ...
+
+    def took(self, route: Route, row: Sequence[Any]) -> None:
+        """Get the entry."""
+        ...
+
+    def missed(self) -> None:
+        """An entry may have been taken, and the answer that has it did not come."""
+        ...
+
+
 class RunStore:
     """Applies commits in the name of one consumer."""
 
-    def __init__(self, link: Link, keys: Keys, *, consumer: str, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        *,
+        consumer: str,
+        bounds: Bounds,
+        taker: Taker | None = None,
+    ) -> None:
         self.link = link
         self.keys = keys
         self.consumer = consumer
         self.bounds = bounds
+        self._taker = taker
 
     async def commit(self, commits: Sequence[Commit]) -> list[Answer]:
         """Apply commits in order, each completely or not at all, and return an answer for each.
@@ -52,8 +78,23 @@ class RunStore:
         packing = Packing(self.keys, self.consumer, self.bounds)
         for commit in commits:
             packing.add(commit)
-        answers = await self.link.script(script("commit"), *packing.arguments())
+        taker = self._taker
+        if taker is not None and len(commits) == 1 and (route := taker.wants(commits[0])):
+            packing.taken_from = packing.stream(route)
+            answers = await self._taking(taker, route, packing)
+        else:
+            answers = await self.link.script(script("commit"), *packing.arguments())
         return [APPLIED if raw == b"applied" else answer_of(raw) for raw in answers]
+
+    async def _taking(self, taker: Taker, route: Route, packing: Packing) -> list[Any]:
+        try:
+            answer, *taken = await self.link.script(script("commit"), *packing.arguments())
+        except ConnectionLost:
+            taker.missed()
+            raise
+        for row in taken:
+            taker.took(route, row)
+        return [answer]
 
     def check(self, commit: Commit) -> None:
         """Pack a commit without sending it.
@@ -100,6 +141,8 @@ class Packing:
         self._row_args: list[Arg] = []
         self._args: list[Arg] = []
         self.run_id = ""
+        #: Row of the stream that an entry is taken from behind the commits; 0: none.
+        self.taken_from = 0
         #: Workflow of the entry at hand.
         self.workflow = ""
 
@@ -109,6 +152,7 @@ class Packing:
             GROUP,
             self._consumer,
             self.bounds.deliveries_limit,
+            self.taken_from,
             len(self._rows),
         ]
         return list(self._index), head + self._row_args + self._args

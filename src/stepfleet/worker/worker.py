@@ -22,14 +22,15 @@ from stepfleet.core.plan import Plan
 from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
 from stepfleet.planning import definition_of
 from stepfleet.storage.committer import Committer
-from stepfleet.storage.consumer import Consumer
+from stepfleet.storage.consumer import Arrival, Consumer
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.link import Arg
+from stepfleet.storage.link import BLOCK, Arg
 from stepfleet.storage.reader import RunReader, encode_definition
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker.heartbeat import Heartbeat
 from stepfleet.worker.observer import Observer
 from stepfleet.worker.processor import Held, Processor
+from stepfleet.worker.taking import Taking
 from stepfleet.worker.timers import Timers
 from stepfleet.workflow import Runtime, Workflow
 
@@ -111,6 +112,7 @@ class Worker:
         self._last_turn = fleet.clock.steady()
         self._crashed = False
         self._suspicious: dict[tuple[int, str], int] = {}
+        self._audit_soon = False
         self._tasks: list[asyncio.Task[None]] = []
         self._new_identity()
 
@@ -119,13 +121,19 @@ class Worker:
         consumer = f"{self._fleet.host}:{self._fleet.pid}:{self._fleet.random.randbytes(3).hex()}"
         lease = self._options.lease.total_seconds()
         self._heartbeat = Heartbeat(self._fleet, consumer, lease=lease, describe=self._describe)
-        store = RunStore(
-            self._commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds
-        )
-        self._committer = Committer(store, random=self._fleet.random)
         self._consumer = Consumer(
             self._reads, self._calls, self._fleet.keys, self._routes(), consumer=consumer
         )
+        store = RunStore(
+            self._commits,
+            self._fleet.keys,
+            consumer=consumer,
+            bounds=self._fleet.bounds,
+            taker=Taking(
+                self._consumer, is_idle=self._is_idle, took=self._took, missed=self._missed
+            ),
+        )
+        self._committer = Committer(store, random=self._fleet.random)
         self._processor = Processor(
             self._fleet,
             self._committer,
@@ -345,6 +353,19 @@ class Worker:
             for arrival in arrivals:
                 self._processor.accept(arrival)
 
+    def _is_idle(self) -> bool:
+        """Tell whether it has nothing to do but a commit that is about to go."""
+        return len(self._processor.held) <= 1 and not (self._draining or self._heartbeat.buried)
+
+    def _took(self, consumer: Consumer, arrival: Arrival) -> None:
+        # As with a read: of a name that was buried meanwhile, or too late, it is handed back or reclaimed.
+        if consumer is self._consumer and not self._draining:
+            self._processor.accept(arrival)
+
+    def _missed(self) -> None:
+        self._audit_soon = True
+        self._sweep_now.set()
+
     async def _recreate(self) -> None:
         try:
             await self._consumer.create_groups()
@@ -422,8 +443,12 @@ class Worker:
         )
         self._sweep_now.set()
         while True:
+            pause = sweep * self._fleet.random.uniform(0.75, 1.25)
+            if self._audit_soon and self._suspicious:
+                # What a lost answer had is known by the second look, behind the next read.
+                self._audit_soon, pause = False, min(pause, BLOCK + TICK)
             try:
-                async with asyncio.timeout(sweep * self._fleet.random.uniform(0.75, 1.25)):
+                async with asyncio.timeout(pause):
                     await self._sweep_now.wait()
                 handed_back = True
             except TimeoutError:

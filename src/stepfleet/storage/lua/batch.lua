@@ -1,7 +1,7 @@
 -- batch.lua (part of commit.lua): the arguments of one call, and what is at hand while one commit is applied.
 
 local A, K = ARGV, KEYS
-local group, consumer, most_deliveries, streams = A[1], A[2], A[3] + 0, A[4] + 0
+local group, consumer, most_deliveries, taken_from, streams = A[1], A[2], A[3] + 0, A[4] + 0, A[5] + 0
 local STREAM, LABEL, SLOT, LIMIT = {}, {}, {}, {}
 local CEILING, GAUGE, QUEUE, ALARM, SIBLINGS = {}, {}, {}, {}, {}
 local run, open, keys, run_id     -- of the commit at hand
@@ -26,7 +26,7 @@ local pending                     -- scope -> deliveries pending in it before th
 local deletions = {}              -- stream -> entry ids, deleted in bulk at the end: XDEL alone costs twice as much
 local halted = {}                 -- run -> why Redis refused a commit of it: those behind must not overtake it
 
-local first_commit = 5
+local first_commit = 6
 for s = 1, streams do
   local i = first_commit
   STREAM[s], LABEL[s], SLOT[s], LIMIT[s], CEILING[s] = K[A[i] + 0], A[i + 1], A[i + 2], A[i + 3] + 0, A[i + 4] + 0

@@ -6,7 +6,8 @@
 -- The loader puts prelude, batch, slots, fences, expectations, emits, scopes and words in front of this file.
 --
 -- KEYS  every key of the call, each named below by its index.
--- ARGV  group, consumer, deliveries that a run may have in all, number of streams;
+-- ARGV  group, consumer, deliveries that a run may have in all, stream to take from (its row; 0: none), number of
+--       streams;
 --       per stream: key, label, slot field, slot limit (0: none), ceiling over all runs (0: none) and, if it has one,
 --       the keys of its gauge, of the gauge's queue and of the stream where a run is woken, the number of streams
 --       under the same ceiling, and their keys;
@@ -23,6 +24,8 @@
 --       broken       a key of the run has a wrong type: nothing was written
 --       refused      Redis refused the first write (memory, replica), or one of this run before: send it again later
 --       applied      done, or done before; with the number of events that a buffer lacks after an append
+--       Behind them, if a stream to take from was named and all were applied, at most one new entry of it: the consumer
+--       has it now, as if it had read it.
 -- Invariant: everything is read before anything is written; the first write of what is under way needs no memory (so
 -- a full Redis still drains); a commit that was answered `applied` answers `gone` or `applied` when it is sent again.
 
@@ -118,4 +121,8 @@ while i <= #A do
   i = stop
 end
 for stream, entries in pairs(deletions) do write_all('XDEL', stream, entries) end
+if taken_from > 0 and answers[#answers] == 'applied' then
+  local ok, found = pcall(rc, 'XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', STREAM[taken_from], '>')
+  if ok and found and found[1] then answers[#answers + 1] = found[1][2][1] end
+end
 return answers
