@@ -48,6 +48,7 @@ class _Found(NamedTuple):
 
     stream: str
     arrivals: list[Arrival]
+    #: It gave all that it was asked for, or more than a read of all streams would have asked for.
     is_full: bool
 
 
@@ -93,12 +94,14 @@ class Consumer:
         busy = self._busy[:free]
         if busy and self._by_themselves < (BY_THEMSELVES if free >= every else 1):
             self._by_themselves += 1
-            if found := await self._read_new(busy, free // len(busy), block=False):
+            share = max(1, free // every)
+            if found := await self._read_new(busy, free // len(busy), share, block=False):
                 return self._noted(found)
         self._by_themselves = 0
         if free < every and (found := await self._read_exactly(free)):
             return self._noted(found)
-        return self._noted(await self._read_new(self._streams, max(1, free // every), block=True))
+        share = max(1, free // every)
+        return self._noted(await self._read_new(self._streams, share, share, block=True))
 
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
         """Remember which streams gave all they were asked for: there is likely more in them.
@@ -112,13 +115,15 @@ class Consumer:
         self._full = full
         return [arrival for one in found for arrival in one.arrivals]
 
-    async def _read_new(self, streams: Sequence[str], count: int, *, block: bool) -> list[_Found]:
+    async def _read_new(
+        self, streams: Sequence[str], count: int, full: int, *, block: bool
+    ) -> list[_Found]:
         before = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count)
         after = ("STREAMS", *streams, *[">"] * len(streams))
         reply = await (
             self._reading.read(before, after) if block else self._reading.call(*before, *after)
         )
-        return [self._found(name.decode(), entries, count) for name, entries in reply or ()]
+        return [self._found(name.decode(), entries, full) for name, entries in reply or ()]
 
     async def _read_exactly(self, free: int) -> list[_Found]:
         """Read what is there, from fewer places than there are streams; another stream begins each time."""
@@ -130,12 +135,12 @@ class Consumer:
         )
         return [self._found(streams[index - 1], entries, 1) for index, entries in rows]
 
-    def _found(self, stream: str, entries: Sequence[Any], count: int) -> _Found:
+    def _found(self, stream: str, entries: Sequence[Any], full: int) -> _Found:
         route = self._routes[stream]
         arrivals = [
             _arrival(route, entry.decode(), fields, 1, fresh=True) for entry, fields in entries
         ]
-        return _Found(stream, arrivals, len(arrivals) >= count)
+        return _Found(stream, arrivals, len(arrivals) >= full)
 
     def reads(self, route: Route) -> bool:
         """Tell whether a stream is one of this worker's."""
