@@ -137,6 +137,19 @@ def test_why_names_a_paused_worker_that_holds_slots(
     says(operator, "workers", "silent")
 
 
+def test_why_names_what_a_worker_handed_back_as_waiting(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    worker = start_worker(FLOWS)
+    started(server, "Slow")
+    says(operator, "why Slow", "has been running for", f":{worker.pid}:")
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.send_signal(signal.SIGINT)
+    worker.process.wait(20.0)
+    says(operator, "why Slow", "2 Item for step work wait: no live worker serves step work")
+    assert "returned" not in operator("why Slow").output
+
+
 def test_why_says_what_a_join_lacks_when_a_branch_returned_none(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:

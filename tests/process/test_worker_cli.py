@@ -476,6 +476,16 @@ async def test_a_second_signal_hands_back_at_once(
     assert "handed back: count=1" in program.out
 
 
+async def test_a_signal_to_a_worker_that_has_ended_changes_nothing(worker: Run) -> None:
+    program = worker(FLOWS)
+    program.send()
+    while "ended: exit_code=0" not in program.out:
+        assert program.process.poll() is None
+    while program.process.poll() is None:
+        program.send()
+    assert program.code() == 0
+
+
 async def test_a_third_signal_waits_for_nothing(
     run: Run, own_server: Callable[..., RedisServer], ledger: Ledger, namespace: str
 ) -> None:

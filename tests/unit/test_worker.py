@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from stepfleet.embedded.memory import memory_fleet
 from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.storage.link import Link
-from stepfleet.worker.worker import Worker
+from stepfleet.worker.worker import Outage, Worker
 
 
 class Cut:
@@ -86,3 +87,32 @@ async def test_a_worker_that_cannot_start_renews_no_lease() -> None:
     with pytest.raises(StoreRefused):
         await worker.run()
     assert [task.get_name() for task in asyncio.all_tasks() if "heartbeat" in task.get_name()] == []
+
+
+class AtOnce(Random):
+    """Lets nobody wait."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return 0.0
+
+
+async def test_all_loops_together_say_once_that_redis_is_away_and_once_that_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    away = set[str]()
+    reading, sweeping = (Outage(doing, AtOnce(), away) for doing in ("reading", "sweeping"))
+    for _ in range(2):
+        await reading.pause(ConnectionLost("gone"))
+        await sweeping.pause(ConnectionLost("gone"))
+    sweeping.over()
+    reading.over()
+    await reading.pause(StoreRefused("NOGROUP"))
+    reading.over()
+    sweeping.over()
+    assert [record.getMessage() for record in caplog.records] == [
+        "redis is away, waiting for it: while=reading error=gone",
+        "redis is back: while=sweeping",
+        "redis refuses, trying again: while=reading error=NOGROUP",
+        "redis accepts again: while=reading",
+    ]

@@ -117,6 +117,7 @@ async def serve(job: Job) -> int:
     await client.close()
     code = _code(worker, handed_back, signals)
     logger.info("ended: exit_code=%d", code)
+    signals.no_more()
     leave_within(LEAVING_S, code)
     return code
 
@@ -210,6 +211,13 @@ class _Signals:
         self._worker = worker
         if self.count:
             worker.stop()
+
+    def no_more(self) -> None:
+        """Let further ones change nothing: the process leaves, with the exit code that it has logged."""
+        loop = asyncio.get_running_loop()
+        for number in _STOPPING:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _arrived(self, number: int) -> None:
         self.count, self.last = self.count + 1, number

@@ -15,6 +15,8 @@ from stepfleet.storage.inspector import Inspector, WorkerRow
 from stepfleet.storage.reader import Definition, RunRecord
 from stepfleet.wire import Promotion, Waiter, decode_record
 
+#: Who has what a worker gave back when it left: nobody.
+RETURNED: Final = "returned"
 #: How many deliveries of one step are told one by one.
 TOLD: Final = 5
 #: How a timer's second word in `open` reads.
@@ -122,7 +124,7 @@ class _Case:
         backlog = 0
         for entry in entries:
             taken = await self.inspector.taken(self.record.workflow, label, entry)
-            if taken is None:
+            if taken is None or taken.consumer == RETURNED:
                 backlog += 1
             elif len(told) < TOLD:
                 worker = workers.get(taken.consumer)

@@ -113,6 +113,8 @@ class Worker:
         self._crashed = False
         self._suspicious: dict[tuple[int, str], int] = {}
         self._audit_soon = False
+        #: What waits for a Redis that is away.
+        self._away: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._new_identity()
 
@@ -319,7 +321,7 @@ class Worker:
     # -- reading -----------------------------------------------------------------------------------
 
     async def _read_loop(self) -> None:
-        outage = Outage("reading", self._fleet.random)
+        outage = Outage("reading", self._fleet.random, self._away)
         while not self._draining:
             self._last_turn = self._fleet.clock.steady()
             if self._heartbeat.buried:
@@ -376,7 +378,7 @@ class Worker:
     # -- periodic work -----------------------------------------------------------------------------
 
     async def _tick_loop(self) -> None:
-        last_end, outage = "", Outage("looking at ended runs", self._fleet.random)
+        last_end, outage = "", Outage("looking at ended runs", self._fleet.random, self._away)
         while True:
             self._heartbeat.loop_is_alive(
                 _names(self._processor.running, self._fleet.clock.steady())
@@ -401,7 +403,7 @@ class Worker:
             await asyncio.sleep(TICK / 5 if self._processor.held else TICK)
 
     async def _timer_loop(self) -> None:
-        outage = Outage("looking at timers", self._fleet.random)
+        outage = Outage("looking at timers", self._fleet.random, self._away)
         while True:
             self._timer_is_near.clear()
             self._next_look = inf
@@ -423,7 +425,7 @@ class Worker:
 
     async def _orphan_loop(self) -> None:
         """End the children of ended runs soon; the next sweep would find them as well."""
-        outage = Outage("ending child runs", self._fleet.random)
+        outage = Outage("ending child runs", self._fleet.random, self._away)
         while True:
             await self._children_left.wait()
             self._children_left.clear()
@@ -439,7 +441,7 @@ class Worker:
         sweep, last_clean, outage = (
             self._options.sweep.total_seconds(),
             0.0,
-            Outage("sweeping", self._fleet.random),
+            Outage("sweeping", self._fleet.random, self._away),
         )
         self._sweep_now.set()
         while True:
@@ -568,7 +570,7 @@ class Worker:
         await asyncio.gather(*others, return_exceptions=True)
         self._tasks = [task for task in self._tasks if task not in others]
         self._new_identity()
-        outage = Outage("taking a new name", self._fleet.random)
+        outage = Outage("taking a new name", self._fleet.random, self._away)
         while True:
             try:
                 await self._heartbeat.start()
@@ -661,25 +663,39 @@ class Worker:
 
 
 class Outage:
-    """Says once that Redis is away, and once that it is back."""
+    """The waits of one loop for Redis; all loops together say once that it is away, and that it is back."""
 
-    def __init__(self, doing: str, random: Random) -> None:
+    def __init__(self, doing: str, random: Random, away: set[str]) -> None:
         self._doing = doing
         self._random = random
+        self._away = away
         self._tries = 0
+        self._refused = False
 
-    async def pause(self, error: Exception) -> None:
+    async def pause(self, error: StoreError) -> None:
         """Wait a little longer after each failure."""
-        if self._tries == 0:
-            logger.warning("redis is away, waiting for it: while=%s error=%s", self._doing, error)
+        if isinstance(error, StoreRefused):
+            if not self._refused:
+                logger.warning("redis refuses, trying again: while=%s error=%s", self._doing, error)
+            self._refused = True
+        else:
+            if not self._away:
+                logger.warning(
+                    "redis is away, waiting for it: while=%s error=%s", self._doing, error
+                )
+            self._away.add(self._doing)
         self._tries += 1
         longest = min(BACK_OFF[0] * 2**self._tries, BACK_OFF[1])
         await asyncio.sleep(self._random.uniform(longest / 2, longest))
 
     def over(self) -> None:
         """Note a success."""
-        if self._tries:
+        if self._doing in self._away:
+            self._away.clear()
             logger.info("redis is back: while=%s", self._doing)
+        if self._refused:
+            self._refused = False
+            logger.info("redis accepts again: while=%s", self._doing)
         self._tries = 0
 
 
