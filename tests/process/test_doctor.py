@@ -57,9 +57,12 @@ async def found(server: RedisServer, level: str = "") -> list[Finding]:
 def worker(raw: Raw, name: str = "h:1:a", *, version: str = VERSION, ends_in_s: float = 60) -> None:
     import msgpack
 
-    raw.hset(
-        "{default:0}:workers", name, msgpack.packb({"version": version, "steps": ["Flow.one"]})
-    )
+    about = {
+        "version": version,
+        "streams": {"Flow": ["Event:one"]},
+        "workflows": {"Flow": "digest"},
+    }
+    raw.hset("{default:0}:workers", name, msgpack.packb(about))
     raw.zadd("{default:0}:leases", {name: int((time.time() + ends_in_s) * 1000)})
 
 
@@ -106,6 +109,10 @@ def unserved(raw: Raw) -> None:
     stream(raw, step="two")
 
 
+def other_code(raw: Raw) -> None:
+    raw.xadd("{default:0}:s:Flow:Older:one", {"r": "x"})
+
+
 def old(raw: Raw) -> None:
     stream(raw, age_s=120)
 
@@ -142,6 +149,15 @@ def damaged(raw: Raw) -> None:
         (
             unserved,
             ("error", "queues", "Flow.two, which no live worker", "workflow-worker with Flow"),
+        ),
+        (
+            other_code,
+            (
+                "error",
+                "queues",
+                "1 Older wait for Flow.one, which no",
+                "code that those runs began",
+            ),
         ),
         (old, ("warning", "queues", "the oldest for 2m", "start more workers")),
         (stuck, ("error", "queues", "belong to h:9:z, which has no lease", "start one")),

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 from click.testing import CliRunner, Result
@@ -135,6 +136,21 @@ def test_why_names_a_paused_worker_that_holds_slots(
         "3 events wait for a slot: step work has num_workers=2, and 2 of its slots are taken",
     )
     says(operator, "workers", "silent")
+
+
+def test_why_names_an_event_that_the_live_workers_have_no_code_for(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    worker = start_worker(FLOWS, "--exclude-steps", "work")
+    started(server, "Slow")
+    says(operator, "why Slow", "2 Item for step work wait")
+    worker.process.send_signal(signal.SIGKILL)
+    about = {"workflows": {"Slow": "newer"}, "streams": {"Slow": ["Renamed:work"]}}
+    with redis.Redis(port=server.port) as raw:
+        raw.delete("{default:0}:workers", "{default:0}:leases")
+        raw.hset("{default:0}:workers", "newer:1:a", msgpack.packb(about))
+        raw.zadd("{default:0}:leases", {"newer:1:a": 2e12})
+    says(operator, "why Slow", "no live worker serves step work of workflow Slow for this type")
 
 
 def test_why_names_what_a_worker_handed_back_as_waiting(

@@ -44,7 +44,6 @@ class Good(Workflow):
     @step
     async def begin(self, ctx: Context, ev: StartEvent) -> Note | None:
         await ctx.store.set("kept", ev.text)
-        ctx.write_event_to_stream(Note(text=ev.text))
         for _ in range(3):
             ctx.send_event(Note(text=ev.text))
 
@@ -53,7 +52,7 @@ class Good(Workflow):
         notes = ctx.collect_events(ev, [Note] * 3)
         if notes is None:
             return None
-        answer = await ctx.wait_for_event(HumanResponseEvent)
+        answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=ev)
         return StopEvent(result=answer.text)
 
 class Fails(Workflow):

@@ -189,18 +189,22 @@ async def _workers(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
 
 async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
     rows = await inspector.workers()
-    served = {name for row in rows if row.state == "live" for name in row.about.get("steps", ())}
     fine = True
     for queue in await inspector.queues():
         name = f"{queue.workflow}.{queue.step}"
         waiting = queue.backlog + queue.in_flight
-        if waiting and queue.step and name not in served:
+        if waiting and queue.step and not any(row.serves(*queue[:3]) for row in rows):
             fine = False
             yield Finding(
                 "error",
                 "queues",
                 f"{waiting} {queue.event_type} wait for {name}, which no live worker serves",
-                f"start a workflow-worker with {queue.workflow}",
+                f"start a workflow-worker with {queue.workflow}"
+                + (
+                    ", in the code that those runs began with"
+                    if any(row.has(queue.workflow) for row in rows)
+                    else ""
+                ),
             )
         elif queue.backlog and (queue.oldest_ms or 0) > OLD_MS:
             fine = False

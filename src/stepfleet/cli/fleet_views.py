@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
@@ -38,14 +40,9 @@ async def queues(reach: Reach, *, everything: bool, as_json: bool, watch: float 
     async with reach.inspector() as inspector:
 
         async def render() -> None:
-            served = {
-                name
-                for row in await inspector.workers()
-                if row.state == "live"
-                for name in row.about.get("steps", ())
-            }
+            workers = await inspector.workers()
             rows = [
-                _queue(queue, served, as_json=as_json)
+                _queue(queue, workers, as_json=as_json)
                 for queue in await inspector.queues()
                 if everything or queue.backlog or queue.in_flight
             ]
@@ -77,8 +74,8 @@ def _up(started: int | None, now_ms: int, *, as_json: bool) -> int | str | None:
     return up if as_json else ago(up)
 
 
-def _queue(queue: Queue, served: set[str], *, as_json: bool) -> Row:
-    is_served = is_system(queue) or f"{queue.workflow}.{queue.step}" in served
+def _queue(queue: Queue, workers: Sequence[WorkerRow], *, as_json: bool) -> Row:
+    is_served = is_system(queue) or any(row.serves(*queue[:3]) for row in workers)
     return {
         "workflow": queue.workflow,
         "event": queue.event_type,

@@ -143,21 +143,25 @@ class _Case:
     ) -> Sentence:
         workflow = self.record.workflow
         what = f"{_n(backlog, event_type)} for step {step}" if step else f"{backlog} events"
-        serving = [row for row in workers if row.state == "live" and _serves(row, workflow, step)]
+        rows = list(workers)
+        serving = [row for row in rows if row.serves(workflow, event_type, step)]
         if not serving:
             name = f"step {step} of workflow {workflow}" if step else f"workflow {workflow}"
-            return Sentence(
-                "unserved",
-                step,
-                f"{what} wait: no live worker serves {name}. Start a workflow-worker with it.",
-            )
+            why = f"no live worker serves {name}. Start a workflow-worker with it."
+            if any(row.has(workflow) for row in rows):
+                why = (
+                    f"no live worker serves {name} for this type, though some have the workflow. "
+                    "Start a workflow-worker with the code that the run began with, or without "
+                    "--steps and --exclude-steps."
+                )
+            return Sentence("unserved", step, f"{what} wait: {why}")
         busy = all(
             row.about.get("running", 0) >= row.about.get("concurrency", 1) for row in serving
         )
         how = (
-            f"the {len(serving)} live workers that serve it are full: start more, or raise --concurrency"
+            "every live worker that serves it is full: start more, or raise --concurrency"
             if busy
-            else f"{len(serving)} live workers serve it and will take them"
+            else f"{_n(len(serving), 'live worker')} will take them"
         )
         return Sentence("backlog", step, f"{what} wait in the stream: {how}.")
 
@@ -308,12 +312,6 @@ def _is_late(worker: WorkerRow) -> bool:
     return bool(lease) and (worker.silent_ms or 0) > lease * 2 / 3
 
 
-def _serves(row: WorkerRow, workflow: str, step: str) -> bool:
-    if not step:
-        return workflow in row.about.get("workflows", {})
-    return f"{workflow}.{step}" in row.about.get("steps", ())
-
-
 def _past(record: RunRecord) -> str:
     return {"timed_out": "timed out", "cancelled": "been cancelled"}.get(
         record.status, record.status
@@ -329,4 +327,4 @@ def _left(milliseconds: int) -> str:
 
 
 def _n(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if noun == "event" and count != 1 else "")
+    return f"{count} {noun}" + ("s" if noun in ("event", "live worker") and count != 1 else "")

@@ -49,6 +49,18 @@ class WorkerRow(NamedTuple):
     silent_ms: int | None
     about: Mapping[str, Any]
 
+    def serves(self, workflow: str, event_type: str, step: str) -> bool:
+        """Tell whether it lives and takes these events for this step ('': those that somebody waits for)."""
+        if self.state != "live":
+            return False
+        if not step:
+            return self.has(workflow)
+        return f"{event_type}:{step}" in self.about.get("streams", {}).get(workflow, ())
+
+    def has(self, workflow: str) -> bool:
+        """Tell whether it lives and has some code of a workflow."""
+        return self.state == "live" and workflow in self.about.get("workflows", {})
+
 
 class DeadLetter(NamedTuple):
     """An entry that was taken out of circulation."""

@@ -7,6 +7,7 @@ has no bound.
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Sequence
 from typing import Final
 
@@ -195,9 +196,13 @@ class Metrics:
             return
         finally:
             await link.close()
-        serving = [
-            name for row in workers if row.state == "live" for name in row.about.get("steps", ())
-        ]
+        serving = collections.Counter(
+            served
+            for row in workers
+            if row.state == "live"
+            for workflow, labels in row.about.get("streams", {}).items()
+            for served in {(workflow, label.partition(":")[2]) for label in labels}
+        )
         steps: dict[tuple[str, str], list[float]] = {}
         for queue in queues:
             figures = steps.setdefault((queue.workflow, queue.step), [0.0, 0.0, 0.0])
@@ -209,7 +214,7 @@ class Metrics:
             self._backlog.labels(*labels).set(backlog)
             self._in_flight.labels(*labels).set(in_flight)
             self._oldest.labels(*labels).set(oldest)
-            self._serving.labels(*labels).set(serving.count(f"{workflow}.{step}"))
+            self._serving.labels(*labels).set(serving[workflow, step])
         self._letters.labels(self._namespace).set(letters)
         self._up.labels(self._namespace).set(1)
 

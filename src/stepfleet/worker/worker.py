@@ -211,9 +211,10 @@ class Worker:
             "pid": self._fleet.pid,
             "started": self._started_ms,
             "workflows": {name: plan.graph.digest for name, (plan, _) in self._workflows.items()},
-            "steps": sorted(
-                {f"{route.workflow}.{route.step}" for route in self._routes() if route.step}
-            ),
+            "streams": {
+                name: [route.label for route in plan.routes if self._serves(route.step)]
+                for name, (plan, _) in self._workflows.items()
+            },
             "version": VERSION,
             "lease": int(self._options.lease.total_seconds() * 1000),
             "concurrency": self._options.concurrency,
