@@ -168,6 +168,7 @@ TABLE: Final[dict[str, list[str]]] = {
         _HERE + "test_corrupt_runs.py::"
         "test_entries_that_are_no_deliveries_are_taken_out_and_the_next_is_run",
         _HERE + "test_corrupt_runs.py::test_a_lost_group_is_made_again",
+        _HERE + "test_corrupt_fleet.py::test_an_entry_that_nobody_of_ours_wrote_disturbs_nobody",
         _HERE
         + "test_corrupt_runs.py::"
         + "test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_removed",

@@ -231,7 +231,7 @@ def _arrival(
         run_id = content.get(b"r", b"").decode("utf-8", "replace")
         step = content.get(b"w")
         if step is not None:
-            return Alarm(run_id, route, entry, step.decode())
+            return Alarm(run_id, route, entry, step.decode("utf-8", "replace"))
         name, raw = content.get(b"i", b"").decode("utf-8", "replace"), content.get(b"d", b"")
     try:
         record: Record = decode_record(raw)

@@ -299,9 +299,22 @@ class RunReader:
         return (count or b"").decode(), list(kept), last
 
     async def definitions(self, workflow: str) -> dict[str, Definition]:
-        """Return what workers announced of a workflow, by code digest."""
+        """Return what workers announced of a workflow, by code digest.
+
+        Raises:
+            DecodeError: none of it can be read here.
+        """
         rows = await self.link.call("HGETALL", self.keys.workflow(workflow))
-        return {digest.decode(): decode_definition(data) for digest, data in _pairs(rows)}
+        found: dict[str, Definition] = {}
+        unreadable: DecodeError | None = None
+        for digest, data in _pairs(rows):
+            try:
+                found[digest.decode("utf-8", "replace")] = decode_definition(data)
+            except DecodeError as error:
+                unreadable = error
+        if unreadable is not None and not found:
+            raise unreadable
+        return found
 
     async def workers(self) -> dict[str, dict[str, Any]]:
         """Return what live workers say of themselves, by consumer."""
@@ -334,26 +347,29 @@ class RunReader:
         """Return (run, workflow) of the live runs that belong to ended ones."""
         sets = await self.link.calls([("SMEMBERS", self.keys.children(run)) for run in run_ids])
         members = [cast("list[bytes]", one) for one in sets if isinstance(one, list)]
-        names = [name.decode() for one in members for name in one]
+        names = [name.decode("utf-8", "replace") for one in members for name in one]
         records = await self.link.calls(
             [("HMGET", self.keys.run(name), "status", "workflow") for name in names]
         )
         found = zip(names, records, strict=True)
         return [
-            (name, (record[1] or b"").decode())
+            (name, (record[1] or b"").decode("utf-8", "replace"))
             for name, record in found
             if not isinstance(record, Exception) and record[0] == b"running"
         ]
 
 
 def announcement(row: Sequence[Any]) -> Announcement:
-    """Return an entry of the stream of ended runs."""
+    """Return an entry of the stream of ended runs; one that is none tells of no run."""
     entry, fields = row
-    run_id, status = fields[1].decode(), fields[3].decode()
-    is_parent = b"j" in fields[4::2]
-    if b"e" not in fields[4::2]:
-        return Announcement(entry.decode(), run_id, status, is_parent=is_parent)
-    return Announcement(entry.decode(), run_id, status, int(fields[5]), fields[7], is_parent)
+    try:
+        run_id, status = fields[1].decode(), fields[3].decode()
+        is_parent = b"j" in fields[4::2]
+        if b"e" not in fields[4::2]:
+            return Announcement(entry.decode(), run_id, status, is_parent=is_parent)
+        return Announcement(entry.decode(), run_id, status, int(fields[5]), fields[7], is_parent)
+    except (ValueError, IndexError):
+        return Announcement(entry.decode(), "", "")
 
 
 def public_row(row: Sequence[Any]) -> PublicRow:

@@ -49,13 +49,18 @@ class Timers:
             try:
                 await self._fire(member.decode(), data)
                 fired += 1
-            except (DecodeError, StoreRefused) as error:
+            except UnicodeDecodeError:
+                await self._bury(member, data)
+            except (DecodeError, StoreRefused, ValueError) as error:
                 # One run that cannot be read must not stop the timers of the others.
                 logger.warning("timer=%s: cannot be fired here: %s", member.decode(), error)
                 if "WRONGTYPE" in str(error):
-                    await self._bury(member.decode(), data)
+                    await self._bury(member, data)
         for run_id in overdue:
-            await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
+            try:
+                await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
+            except UnicodeDecodeError:
+                await self._link.call("ZREM", keys.live, run_id)
         # What cannot be fired stays due: it is looked at again a little later, not at once.
         if fired:
             return 0.0
@@ -75,7 +80,7 @@ class Timers:
             commit = _with_its_row(Commit(run_id, fence, [emit]), timer.record)
             answer = await self._committer.commit(commit)
             if answer.word == "broken":
-                await self._bury(member, data)
+                await self._bury(member.encode(), data)
             elif answer.word == "parking":
                 save = Save(timer.delivery, timer.route.label, timer.record)
                 await self._committer.commit(Commit(run_id, fence, [save]))
@@ -94,16 +99,17 @@ class Timers:
             if answer.word in ("conflict", "parking"):
                 answer = await self._committer.commit(drop)
         if answer.word == "broken":
-            await self._bury(fence.member, encode_timer(timer))
+            await self._bury(fence.member.encode(), encode_timer(timer))
 
-    async def _bury(self, member: str, data: bytes) -> None:
+    async def _bury(self, member: bytes, data: bytes) -> None:
         """Take the timer of a run with a damaged key to the dead letters, or it would be due for ever."""
-        keys, run_id = self._fleet.keys, member.partition("/")[0]
+        keys, name = self._fleet.keys, member.decode("utf-8", "replace")
+        run_id = name.partition("/")[0]
         logger.error(
-            "run_id=%s timer=%s: dead letter, a key of the run has a wrong type", run_id, member
+            "run_id=%s timer=%s: dead letter, a key of the run has a wrong type", run_id, name
         )
         limit = ("MAXLEN", "~", self._fleet.bounds.dead_limit)
-        letter = ("run", run_id, "timer", member, "reason", "broken run", "record", data)
+        letter = ("run", run_id, "timer", name, "reason", "broken run", "record", data)
         await self._link.call("XADD", keys.dead, *limit, "*", *letter)
         await self._link.calls([("ZREM", keys.timers, member), ("HDEL", keys.timer_data, member)])
 
@@ -122,13 +128,13 @@ async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, co
         pending, held = await reader.pending(run_id), await reader.held(run_id)
         collected = await reader.collected(run_id)
         active, waiting = endings.what_it_waits_for(pending, held, collected)
-    except StoreRefused as error:
+    except (StoreRefused, ValueError, IndexError) as error:
         active, waiting = [], f"what it waits for cannot be read: {error}"
     # A pipeline, since a record of a wrong type is no reason to stop here: the commit finds it too.
     (found,) = await reader.link.calls([("HMGET", reader.keys.run(run_id), "timeout", "workflow")])
     timeout, name = cast("list[Any]", found) if isinstance(found, list) else (None, None)
-    seconds = int(timeout) / 1000 if timeout else 0.0
-    workflow = (name or b"").decode()
+    seconds = int(timeout) / 1000 if timeout and timeout.isdigit() else 0.0
+    workflow = (name or b"").decode("utf-8", "replace")
     ended = endings.timed_out(run_id, workflow, seconds, active, waiting, codec)
     answer = await committer.commit(ended)
     if answer.word == "broken":

@@ -521,7 +521,7 @@ class Worker:
         """Expire what the end of a run could not name."""
         keys = self._fleet.keys
         while ended := await self._calls.call("LRANGE", keys.tidy, 0, TIDIED - 1):
-            runs = [raw.decode() for raw in ended]
+            runs = [raw.decode("utf-8", "replace") for raw in ended]
             asked: list[tuple[Arg, ...]] = []
             for run_id in runs:
                 asked += [("SMEMBERS", keys.further(run_id)), ("PTTL", keys.run(run_id))]
