@@ -145,7 +145,8 @@ class Connected:
         plan = self.plan(workflow, key)
         if isinstance(workflow, type):
             return Target(key, plan, None, None)
-        timeout, limit = options_of(workflow).timeout, options_of(workflow).num_concurrent_runs
+        options = options_of(workflow)
+        timeout, limit = options.timeout, options.num_concurrent_runs
         budget = -1 if timeout is None else int(timeout * 1000)
         return Target(key, plan, workflow, budget, limit)
 

@@ -11,9 +11,8 @@ import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, cast
 
 from pydantic import BaseModel
 
@@ -68,8 +67,7 @@ class RuntimeFactory(Protocol):
 current_runtime: ContextVar[Runtime | None] = ContextVar("stepfleet.current_runtime", default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkflowOptions:
+class WorkflowOptions(NamedTuple):
     """What a workflow instance was told besides its steps, for runtimes and workers."""
 
     timeout: float | None

@@ -355,6 +355,10 @@ class Worker:
                 continue  # of a name that was buried meanwhile, or too late: handed back or reclaimed
             for arrival in arrivals:
                 self._processor.accept(arrival)
+            if len(arrivals) == 1:
+                # A single step runs, and its commit is sent, before the next read is.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
 
     def _is_idle(self) -> bool:
         """Tell whether it has nothing to do but a commit that is about to go."""
