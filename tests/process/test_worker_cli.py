@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 import redis
 
 from stepfleet import Client
+from stepfleet.cli.exits import run_program
 from stepfleet.cli.probe import judge
+from stepfleet.cli.worker import PROGRAM, command
 from stepfleet.clock import Clock
 from stepfleet.embedded.memory import memory_fleet
 from stepfleet.worker.worker import STUCK, Worker
@@ -80,6 +83,8 @@ number = 7
 """
 
 Run = Callable[..., Program]
+#: From arguments to exit code, stdout and stderr.
+Says = Callable[[str], tuple[object, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,30 @@ def run(tmp_path: Path, ledger: Ledger, namespace: str) -> Iterator[Run]:
     yield start
     for program in programs:
         program.end()
+
+
+@pytest.fixture
+def says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Says:
+    """Gives `workflow-worker` arguments that it refuses; returns its exit code, stdout and stderr.
+
+    In this process: there is no worker yet when it refuses, and a process takes most of a second.
+    """
+    (tmp_path / "project.py").write_text(PROJECT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [os.fspath(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "project", raising=False)
+    monkeypatch.setattr("stepfleet.cli.worker.configure_logging", lambda *_: None)
+
+    def said(arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", [PROGRAM, *arguments.split()])
+        with pytest.raises(SystemExit) as end:
+            run_program(PROGRAM, command)
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return said
 
 
 @pytest.fixture
@@ -239,13 +268,9 @@ NOT_A_WORKFLOW = (
     ],
 )
 def test_a_wrong_setting_or_target_is_one_line_and_exit_3(
-    run: Run, arguments: str, message: str
+    says: Says, arguments: str, message: str
 ) -> None:
-    program = run(*arguments.split())
-
-    assert program.code() == 3, program.err
-    assert program.err == f"workflow-worker: {message}\n"
-    assert program.out == ""
+    assert says(arguments) == (3, "", f"workflow-worker: {message}\n")
 
 
 @pytest.mark.parametrize(
@@ -263,11 +288,11 @@ def test_a_wrong_setting_or_target_is_one_line_and_exit_3(
         ),
     ],
 )
-def test_wrong_usage_shows_the_usage_and_exits_2(run: Run, arguments: str, message: str) -> None:
-    program = run(*arguments.split())
+def test_wrong_usage_shows_the_usage_and_exits_2(says: Says, arguments: str, message: str) -> None:
+    code, _, err = says(arguments)
 
-    assert program.code() == 2
-    usage, help_line, _, error = program.err.splitlines()
+    assert code == 2
+    usage, help_line, _, error = err.splitlines()
     assert usage == "Usage: workflow-worker [OPTIONS] TARGET..."
     assert help_line == "Try 'workflow-worker --help' for help."
     assert error == f"Error: {message}"

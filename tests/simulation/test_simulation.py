@@ -1,4 +1,4 @@
-"""Two hundred seeds of the simulation, and that a seed says all that happens."""
+"""Many seeds of the simulation, and that a seed says all that happens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import pytest
 
 from tests.simulation.simulation import simulate
 
-#: Seeds in every `make test`; `make simulate` runs more.
-SEEDS = range(200)
+#: Seeds in every `make test`, and in `make test-all`; `make simulate` runs more.
+QUICK, ALL = 60, 200
 BLOCK = 5
 
 
-@pytest.mark.parametrize("first", SEEDS[::BLOCK])
+@pytest.mark.parametrize(
+    "first",
+    [
+        *range(0, QUICK, BLOCK),
+        *(pytest.param(first, marks=pytest.mark.slow) for first in range(QUICK, ALL, BLOCK)),
+    ],
+)
 def test_every_invariant_holds(first: int) -> None:
     reports = [simulate(seed) for seed in range(first, first + BLOCK)]
     assert [
