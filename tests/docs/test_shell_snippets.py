@@ -146,6 +146,7 @@ CHECKS: dict[str, Callable[[list[str]], str]] = {
     "workflow-worker": problem_with_worker,
     "stepfleet": problem_with_operator,
     "python": problem_with_python,
+    "python3": problem_with_python,
     "pip": problem_with_pip,
     "docker": problem_with_docker,
 }
