@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+from stepfleet.address import check_redis_url
 from stepfleet.client import PATIENCE
 from stepfleet.client import Client as _Client
 from stepfleet.codec import Limits
 from stepfleet.embedded.server import dev_server_url
 from stepfleet.errors import SettingsError
-from stepfleet.settings import Settings, check_redis_url, resolve_redis_url
+from stepfleet.settings import Settings, resolve_redis_url
 from stepfleet.storage.beat import beat_caller
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TextIO, cast
 
 from pydantic import BaseModel
 
-from stepfleet.settings import mask_url
+from stepfleet.address import mask_url
 
 
 class StepLog(NamedTuple):

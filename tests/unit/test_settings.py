@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from stepfleet.address import check_redis_url, mask_url, sentinel_url
 from stepfleet.errors import SettingsError
-from stepfleet.settings import (
-    Settings,
-    check_redis_url,
-    mask_url,
-    resolve_redis_url,
-    sentinel_url,
-    settings_table,
-)
+from stepfleet.settings import Settings, resolve_redis_url, settings_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 import click
 
+from stepfleet.address import check_redis_url
 from stepfleet.cli.target import load_targets
 from stepfleet.codec import Limits
 from stepfleet.core.plan import Plan
 from stepfleet.errors import SettingsError
 from stepfleet.planning import make_plan
-from stepfleet.settings import Settings, check_redis_url
+from stepfleet.settings import Settings
 from stepfleet.storage.keys import Keys
 
 #: Seconds beyond the drain timeout before Kubernetes kills: for threads that cannot be stopped.

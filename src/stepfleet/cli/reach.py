@@ -12,10 +12,11 @@ from typing import Any, Concatenate, ParamSpec
 
 import click
 
+from stepfleet.address import mask_url
 from stepfleet.cli.probe import refused
 from stepfleet.connect import Client, fleet_of, resolve_url
 from stepfleet.errors import ConnectionLost, StoreRefused
-from stepfleet.settings import Settings, mask_url
+from stepfleet.settings import Settings
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.inspector import Inspector
 

@@ -17,6 +17,7 @@ from typing import Any, Final, TypedDict, Unpack
 import click
 
 from stepfleet import __version__
+from stepfleet.address import mask_url
 from stepfleet.cli.exits import CRASHED, OK, complain, run_program
 from stepfleet.cli.probe import look
 from stepfleet.cli.reloading import keep_reloading
@@ -28,7 +29,7 @@ from stepfleet.embedded.server import embedded_server
 from stepfleet.errors import SettingsError, WorkflowValidationError
 from stepfleet.instrumentation import configure_logging
 from stepfleet.planning import make_plan
-from stepfleet.settings import Settings, mask_url
+from stepfleet.settings import Settings
 from stepfleet.storage.fleet import Fleet
 from stepfleet.workflow import Workflow, graph_of
 

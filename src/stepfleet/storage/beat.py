@@ -9,8 +9,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
+from stepfleet.address import sentinel_url
 from stepfleet.errors import ConnectionLost, StoreRefused
-from stepfleet.settings import sentinel_url
 from stepfleet.storage.fleet import BeatCall
 from stepfleet.storage.link import is_demoted
 from stepfleet.storage.scripts import Script

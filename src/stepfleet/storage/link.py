@@ -30,8 +30,8 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from stepfleet.address import sentinel_url
 from stepfleet.errors import ConnectionLost, StoreRefused
-from stepfleet.settings import sentinel_url
 from stepfleet.storage.exchange import Exchange, exchange_over
 from stepfleet.storage.greeting import greet
 from stepfleet.storage.scripts import Script

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from stepfleet.settings import SentinelUrl
+from stepfleet.address import SentinelUrl
 
 #: Seconds for a Sentinel to answer, before the next one is asked.
 PATIENCE: Final = 2.0
