@@ -161,6 +161,43 @@ async def test_a_full_worker_takes_lost_work_over_before_it_reads_new_work(fleet
     assert ran == ["long", "handed back", "handed back", "new 0", "new 1", "new 2"]
 
 
+async def test_what_a_read_brings_to_a_draining_worker_runs_elsewhere_while_that_drains(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_runs, go_on = asyncio.Event(), asyncio.Event()
+    late: list[Any] = []
+    read = Consumer.read
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            if ev.name == "long":
+                long_runs.set()
+                await go_on.wait()
+            return StopEvent(result=ev.name)
+
+    async def read_late(self: Consumer, free: int) -> Any:
+        arrivals = await read(self, free)
+        if arrivals and long_runs.is_set() and not late:
+            late.extend(arrivals)
+            worker.stop()
+            await eventually(lambda: worker._draining, SOON)
+        return arrivals
+
+    monkeypatch.setattr(Consumer, "read", read_late)
+    worker = await fleet.add_worker(Flow())
+    long = await fleet.client.start(Flow, name="long")
+    await eventually(long_runs.is_set, SOON)
+    short = await fleet.client.start(Flow, name="short")
+    await eventually(lambda: len(late) == 1, SOON)
+    await fleet.add_worker(Flow())
+    async with asyncio.timeout(SOON):
+        assert await short == "short"
+    assert not long.is_done()
+    go_on.set()
+    assert await long == "long"
+
+
 async def test_what_a_read_brings_to_a_draining_worker_goes_back_unrun_and_uncounted(
     fleet: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

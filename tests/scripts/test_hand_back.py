@@ -6,9 +6,11 @@ from stepfleet.storage.keys import GROUP
 from tests.scripts.rig import NARROW, WIDE, Rig, emit, settle
 
 
-def hand_back(rig: Rig, *rows: tuple[int, str], me: str = "me") -> int:
+def hand_back(rig: Rig, *rows: tuple[int, str], what: str = "leaves") -> int:
     keys = [rig.keys.leases, rig.keys.workers, rig.stream(WIDE), rig.stream(NARROW)]
-    return rig.script("hand_back", keys, [GROUP, me, *(part for row in rows for part in row)])
+    return rig.script(
+        "hand_back", keys, [GROUP, "me", what, *(part for row in rows for part in row)]
+    )
 
 
 def arrive(rig: Rig, consumer: str = "me") -> None:
@@ -31,6 +33,18 @@ def test_deliveries_go_to_everybody_and_keep_their_count(rig: Rig) -> None:
     assert rig.client.zrange(rig.keys.leases, 0, -1, withscores=True) == [(b"returned", 0.0)]
     assert not rig.client.exists(rig.keys.workers)
     assert consumers(rig) == {b"returned"}
+
+
+def test_a_worker_may_give_a_delivery_back_and_stay(rig: Rig) -> None:
+    arrive(rig)
+    rig.start(emit(WIDE, "a", "b"))
+    late, runs = rig.read(WIDE)
+    assert hand_back(rig, (1, late.entry), what="stays") == 1
+    assert rig.pending(WIDE, "returned") == {late.entry: 1}
+    assert rig.pending(WIDE, "me") == {runs.entry: 1}
+    assert rig.client.zscore(rig.keys.leases, "me") > rig.now_ms()
+    assert rig.client.zscore(rig.keys.leases, "returned") == 0.0
+    assert rig.client.hexists(rig.keys.workers, "me")
 
 
 def test_a_worker_that_holds_nothing_just_leaves(rig: Rig) -> None:

@@ -192,13 +192,19 @@ class Consumer:
             await self._calls.script(script("audit"), self._streams, [GROUP, self.consumer, *args])
         )
 
+    async def give_back(self, held: Collection[tuple[Route, str]]) -> int:
+        """Return deliveries to every worker, and return how many were given back."""
+        return await self._hand_back("stays", held)
+
     async def hand_back(self, held: Collection[tuple[Route, str]]) -> int:
         """Return deliveries to every worker, give up the lease, and return how many were given back."""
-        args = [part for row in sorted(self.held_rows(held)) for part in row]
+        return await self._hand_back("leaves", held)
+
+    async def _hand_back(self, what: str, held: Collection[tuple[Route, str]]) -> int:
+        rows = [part for row in sorted(self.held_rows(held)) for part in row]
         keys = [self._keys.leases, self._keys.workers, *self._streams]
-        return int(
-            await self._calls.script(script("hand_back"), keys, [GROUP, self.consumer, *args])
-        )
+        args = [GROUP, self.consumer, what, *rows]
+        return int(await self._calls.script(script("hand_back"), keys, args))
 
     async def clean(self, *, tombstone_ms: int, retention_ms: int, lease_ms: int) -> int:
         """Remove what only dead workers left."""

@@ -351,8 +351,11 @@ class Worker:
                 continue
             outage.over()
             self._finished_reads += 1
-            if consumer is not self._consumer or self._draining:
-                continue  # of a name that was buried meanwhile, or too late: handed back or reclaimed
+            if consumer is not self._consumer:
+                continue  # of a name that was buried meanwhile: reclaimed
+            if self._draining:
+                await self._give_back(arrivals)
+                continue
             for arrival in arrivals:
                 self._processor.accept(arrival)
             if len(arrivals) == 1:
@@ -365,13 +368,28 @@ class Worker:
         return len(self._processor.held) <= 1 and not (self._draining or self._heartbeat.buried)
 
     def _took(self, consumer: Consumer, arrival: Arrival) -> None:
-        # As with a read: of a name that was buried meanwhile, or too late, it is handed back or reclaimed.
+        # Of a name that was buried meanwhile it is reclaimed; too late, handed back by the drain, which is short.
         if consumer is self._consumer and not self._draining:
             self._processor.accept(arrival)
 
     def _missed(self) -> None:
         self._audit_soon = True
         self._sweep_now.set()
+
+    async def _give_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Let others have at once what was read too late, as the drain may take its time."""
+        if not arrivals:
+            return
+        try:
+            rows = [(arrival.route, arrival.entry) for arrival in arrivals]
+            await self._tell_returned(await self._consumer.give_back(rows))
+        except StoreError as error:
+            logger.debug("it goes back when this worker leaves: error=%s", error)
+
+    async def _tell_returned(self, count: int) -> None:
+        if count:
+            await self._calls.call("XADD", self._fleet.keys.ends, "*", "r", "", "s", RETURNED)
+            logger.warning("handed back: count=%d", count)
 
     async def _recreate(self) -> None:
         try:
@@ -655,10 +673,9 @@ class Worker:
                 await self._committer.drained()
             pending = await self._consumer.pending()
             unseen = set(pending) - self._consumer.held_rows(rest)
-            count = await self._consumer.hand_back([*rest, *self._consumer.rows_named(unseen)])
-            if count:
-                await self._calls.call("XADD", self._fleet.keys.ends, "*", "r", "", "s", RETURNED)
-                logger.warning("handed back: count=%d", count)
+            await self._tell_returned(
+                await self._consumer.hand_back([*rest, *self._consumer.rows_named(unseen)])
+            )
             return len(rest)
         except (StoreError, TimeoutError) as error:
             logger.warning(

@@ -1,13 +1,13 @@
--- hand_back.lua: what a worker does last: returns the deliveries it did not finish, and leaves.
+-- hand_back.lua: a worker returns deliveries that it will not finish, and last of all leaves.
 --
 -- KEYS  leases, workers, then the streams.
--- ARGV  group, me, then stream index, entry id for each delivery to return.
+-- ARGV  group, me, 'stays' or 'leaves', then stream index, entry id for each delivery to return.
 -- Returns how many were returned.
 -- Invariant: a returned delivery keeps its counter; every worker takes it at once; a consumer with pending rows stays.
 
 local group, me = ARGV[1], ARGV[2]
 local returned = 0
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local stream, entry = KEYS[ARGV[i] + 2], ARGV[i + 1]
   if #rc('XPENDING', stream, group, entry, entry, 1, me) > 0 then
     rc('XCLAIM', stream, group, 'returned', 0, entry, 'JUSTID')
@@ -15,6 +15,7 @@ for i = 3, #ARGV, 2 do
   end
 end
 if returned > 0 then rc('ZADD', KEYS[1], 0, 'returned') end
+if ARGV[3] == 'stays' then return returned end
 
 local left_over = 0
 for s = 3, #KEYS do
