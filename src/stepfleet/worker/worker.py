@@ -368,7 +368,8 @@ class Worker:
         return len(self._processor.held) <= 1 and not (self._draining or self._heartbeat.buried)
 
     def _took(self, consumer: Consumer, arrival: Arrival) -> None:
-        # Of a name that was buried meanwhile it is reclaimed; too late, handed back by the drain, which is short.
+        # Of a name that was buried meanwhile it is reclaimed; too late, it goes back when this worker leaves:
+        # it had next to nothing to do, so that is soon.
         if consumer is self._consumer and not self._draining:
             self._processor.accept(arrival)
 
