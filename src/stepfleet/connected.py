@@ -75,11 +75,8 @@ class Target(NamedTuple):
     timeout_ms: int | None
     #: How many of its runs may go on at once; None: what its workers say, for an instance no limit.
     limit: int | None = None
-
-    @property
-    def is_verbose(self) -> bool:
-        """Whether its runs are told of in the program that starts them."""
-        return self.instance is not None and options_of(self.instance).verbose
+    #: Its runs are told of in the program that starts them.
+    is_verbose: bool = False
 
 
 class Connected:
@@ -148,7 +145,7 @@ class Connected:
         options = options_of(workflow)
         timeout, limit = options.timeout, options.num_concurrent_runs
         budget = -1 if timeout is None else int(timeout * 1000)
-        return Target(key, plan, workflow, budget, limit)
+        return Target(key, plan, workflow, budget, limit, options.verbose)
 
     def plan(self, workflow: Workflow | type[Workflow], key: str) -> Plan:
         """Return the plan of a workflow under a name; it is made once."""
