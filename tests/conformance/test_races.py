@@ -743,3 +743,47 @@ async def test_a_worker_that_dies_while_it_buries_an_entry_leaves_no_run_behind(
             await handler
     monkeypatch.setattr(Committer, "put", put)
     assert let_through
+
+
+# -- Redis that came back with an older state ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["published", "stored"])
+async def test_a_step_whose_confirmed_effects_redis_has_lost_runs_again(
+    place: Place, what: str
+) -> None:
+    ran: list[str] = []
+
+    async def lose(run_id: str, delivery: str) -> None:
+        sent, open_ = place.keys.sent(run_id, delivery), place.keys.open(run_id)
+
+        async def is_confirmed() -> bool:
+            if what == "published":
+                return await place.call("EXISTS", sent) == 1
+            return await place.call("HEXISTS", open_, f"{delivery}!") == 1
+
+        await eventually(is_confirmed, SOON)
+        await place.call("DEL", sent, place.keys.store(run_id))
+        await place.call("HDEL", open_, f"{delivery}!")
+
+    class Flow(Workflow, types=[Reply]):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> Item:
+            run_id, _, delivery = ctx.idempotency_key.partition(":")
+            ran.append(delivery)
+            if what == "published":
+                ctx.write_event_to_stream(Reply(v=1))
+            else:
+                await ctx.store.set("kept", "yes")
+            if len(ran) == 1:
+                await lose(run_id, delivery)
+            return Item(n=1)
+
+        @step
+        async def end(self, ctx: Context, ev: Item) -> StopEvent:
+            return StopEvent(result=await ctx.store.get("kept", default="no"))
+
+    flow = await place.serve(Flow)
+    assert await flow.run() == ("yes" if what == "stored" else "no")
+    assert len(ran) == 2
+    assert len(set(ran)) == 1

@@ -8,11 +8,14 @@ from stepfleet.core.commit import (
     Has,
     Is,
     Keep,
+    Kept,
+    Note,
     SetTimer,
     Stored,
     Unwait,
     Wait,
     Write,
+    Written,
 )
 from tests.scripts.rig import SYS, WIDE, Rig, did, due, effect, emit, settle
 
@@ -74,3 +77,36 @@ def test_a_version_of_a_value_never_comes_again(rig: Rig) -> None:
     assert rig.words(control(run_id, Write("d", b"stale"), expects=(Stored("d", 1),))) == [
         "conflict"
     ]
+
+
+# -- a server that came back with an older state -------------------------------------------------------
+
+
+def test_a_delivery_whose_early_effect_was_lost_is_not_settled(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "s"))
+    entry = rig.take(WIDE)
+    rig.apply(effect(entry, emit(WIDE, "x", guard=did("s"))))
+    last = settle(entry)._replace(expects=[Kept(did("s"), did("x"))])
+    known = rig.client.hgetall(rig.keys.sent(run_id, did("s")))
+    rig.client.delete(rig.keys.sent(run_id, did("s")))
+    assert rig.words(last) == ["rewound"]
+    assert "s" in rig.queued(WIDE)
+    rig.client.hset(rig.keys.sent(run_id, did("s")), mapping=known)
+    assert rig.words(last) == ["applied"]
+
+
+def test_a_delivery_whose_store_write_was_lost_is_not_settled(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "s"))
+    entry = rig.take(WIDE)
+    rig.apply(effect(entry, Write("f", b"v"), Note(f"{did('s')}!", "x.1 2")))
+
+    def ends_after(execution: str, call: int) -> str:
+        (word,) = rig.words(settle(entry)._replace(expects=[Written(did("s"), execution, call)]))
+        return word
+
+    assert ends_after("x.1", 3) == "rewound"
+    assert ends_after("x.2", 1) == "rewound"
+    rig.client.hset(rig.keys.open(run_id), f"{did('s')}!", "no number")
+    assert ends_after("x.1", 1) == "rewound"
+    rig.client.hset(rig.keys.open(run_id), f"{did('s')}!", "x.1 2")
+    assert ends_after("x.1", 1) == "applied"

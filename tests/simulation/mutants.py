@@ -21,7 +21,7 @@ from stepfleet.storage import run_store, scripts
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.keys import GROUP
 from stepfleet.storage.state import RedisPort
-from stepfleet.worker import execution
+from stepfleet.worker import execution, processor
 from stepfleet.worker.heartbeat import Heartbeat
 from stepfleet.worker.timers import Timers
 from stepfleet.worker.worker import Worker
@@ -166,6 +166,21 @@ async def _beats_never(self: Heartbeat, link: Any) -> None:
     await asyncio.get_running_loop().create_future()
 
 
+def _trusts_the_clock(learn: Any) -> Any:
+    def trusting(self: Heartbeat, reply: list[Any]) -> None:
+        self._redis_ahead = None
+        learn(self, reply)
+
+    return trusting
+
+
+def _stalls_after(leases: float) -> Callable[[Any], Any]:
+    def is_stalled(self: Heartbeat) -> bool:
+        return self._clock.steady() - self._loop_seen > leases * self.lease
+
+    return lambda _: is_stalled
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "no owner fence: whoever has an entry's id may commit for it",
@@ -293,7 +308,7 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "expectations",
-                "if execution == A[j + 1] and call + 0 >= A[j + 2] + 0 then return j + 3, 'applied' end",
+                "if is_applied(j) then return j + 3, 'applied' end",
                 "",
             )
         ],
@@ -354,6 +369,22 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "suspects are taken over together, and die together",
         lua=[("reclaim", "if left > 0 and (not suspect or suspects > 0) then", "if left > 0 then")],
+    ),
+    Mutant(
+        "what Redis has lost of a step's effects is not missed when the step is settled",
+        python=[(processor, "_still_known", lambda _: lambda held: [])],
+    ),
+    Mutant(
+        "a jump of Redis' clock makes every lease look old",
+        python=[(Heartbeat, "_learn", _trusts_the_clock)],
+    ),
+    Mutant(
+        "a step that blocks the loop costs the lease at once",
+        python=[(Heartbeat, "_is_stalled", _stalls_after(0.5))],
+    ),
+    Mutant(
+        "a worker whose loop is blocked keeps its lease for ever",
+        python=[(Heartbeat, "_is_stalled", _stalls_after(1e9))],
     ),
     Mutant("nobody looks at timers", python=[(Timers, "fire", lambda _: _nothing)]),
     Mutant(

@@ -64,7 +64,7 @@ PATIENCE = 240.0
 POISONED = 0.35
 MAX_DELIVERIES = 3
 #: Part of the seeds in which Redis loses the last seconds of its data.
-LOSSY = 0.0
+LOSSY = 0.15
 #: Leases for which a step may block its loop: fewer than in life, as a simulation is shorter.
 STALL = 3
 #: Callbacks after which a simulation counts as one that never comes to an end.
@@ -122,9 +122,8 @@ class Simulation:
         self.keys = Keys("sim")
         self.bounds = Bounds(retention=timedelta(seconds=RETENTION))
         chosen = self._random
-        self.workflow: type[Workflow] = mill(
-            chosen.choice((1, 2, 4)), chosen.choice((1, 2, 4)), chosen.choice((0, 0, 1, 2))
-        )
+        limits = [chosen.choice(few) for few in ((1, 2, 4), (1, 2, 4), (0, 0, 1, 2))]
+        self.workflow: type[Workflow] = mill(*limits)
         self.plan = make_plan(
             self.workflow, self.workflow.__name__, limits=Limits(), open_types=False
         )
@@ -146,7 +145,7 @@ class Simulation:
         ]
         self.is_lossy = self._faulty and self._part("loss").random() < LOSSY
         if self.is_lossy:
-            self.runs = [plan.lossy() for plan in self.runs]
+            self.runs = [plan.lossy(has_ceiling=limits[2] > 0) for plan in self.runs]
         self.is_poisoned = not self.is_lossy and self._poison(self._part("poison"))
         self.workers: list[tuple[Process, Worker | None]] = []
         self.processes = 0
@@ -634,7 +633,7 @@ class Simulation:
         while True:
             await asyncio.sleep(chosen.uniform(0.0, 0.05))
             before, commits = commits, self.invariants.commits
-            if before == commits or chosen.random() > 0.05:
+            if before == commits or chosen.random() > 0.15:
                 continue  # where nothing happens nothing is lost
             saved, forget = self.server.saved(), self.invariants.memory()
             seconds = chosen.choice((0.01, 0.1, 0.5, 2.0)) * chosen.random()

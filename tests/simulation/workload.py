@@ -416,13 +416,15 @@ class RunPlan:
         begin = self.begin.model_copy(update={"jobs": jobs})
         return replace(self, begin=begin, is_poisoned=True)
 
-    def lossy(self) -> RunPlan:
+    def lossy(self, *, has_ceiling: bool) -> RunPlan:
         """Returns this run without what nobody repeats when Redis has lost it.
 
-        Those are events and cancels of clients; and edits, whose attempt fails when their lock is lost.
+        Those are events and cancels of clients, edits, whose attempt fails when their lock is lost, and the
+        place under a ceiling that a step lent to the run which it awaits.
         """
+        without = {"ask", "edit"} | ({"child"} if has_ceiling else set())
         jobs = [
-            [op for op in ops if op[0] not in ("ask", "edit") and op != ["fail", ATTEMPTS]]
+            [op for op in ops if op[0] not in without and op != ["fail", ATTEMPTS]]
             for ops in self.begin.jobs
         ]
         begin = self.begin.model_copy(update={"jobs": jobs, "extras": 0})

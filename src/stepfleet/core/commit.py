@@ -185,6 +185,21 @@ class Unapplied(NamedTuple):
     call: int
 
 
+class Kept(NamedTuple):
+    """An early effect of a delivery is still known (else Redis lost it, and the commit answers `rewound`)."""
+
+    delivery: str
+    field: str
+
+
+class Written(NamedTuple):
+    """This store write of this execution is still known (else the commit answers `rewound`)."""
+
+    delivery: str
+    execution: str
+    call: int
+
+
 class Recorded(NamedTuple):
     """The record of another run has these values ('' for none)."""
 
@@ -220,6 +235,8 @@ Expectation = (
     | Free
     | Locked
     | Unapplied
+    | Kept
+    | Written
     | Recorded
     | Located
     | Withheld
@@ -649,8 +666,8 @@ class Commit(NamedTuple):
 class Answer(NamedTuple):
     """What Redis answered to a commit.
 
-    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, full, broken,
-    refused.
+    `word` is one of applied, gone, exists, unknown-run, over, parking, conflict, rewound, full,
+    broken, refused.
     A conflict on a buffer names it with its version and length; `missing` is what a buffer lacks
     after an append; `detail` is the text of a refusal.
     """

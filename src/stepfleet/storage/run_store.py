@@ -329,6 +329,14 @@ def _unapplied(p: Packing, args: list[Arg], e: c.Unapplied) -> None:
     args += ("unapplied", f"{e.delivery}!", e.execution, e.call)
 
 
+def _kept(p: Packing, args: list[Arg], e: c.Kept) -> None:
+    args += ("kept", p.key(p.keys.sent(p.run_id, e.delivery)), e.field)
+
+
+def _written(p: Packing, args: list[Arg], e: c.Written) -> None:
+    args += ("written", f"{e.delivery}!", e.execution, e.call)
+
+
 def _recorded(p: Packing, args: list[Arg], e: c.Recorded) -> None:
     _same(args, p.key(p.keys.run(e.run_id)), -1, e.fields)
 
@@ -652,6 +660,8 @@ _EXPECTATIONS: dict[type[Any], _Writer] = {
     c.Free: _free,
     c.Locked: _locked,
     c.Unapplied: _unapplied,
+    c.Kept: _kept,
+    c.Written: _written,
     c.Recorded: _recorded,
     c.Located: _located,
     c.Withheld: _withheld,

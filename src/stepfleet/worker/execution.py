@@ -130,6 +130,10 @@ class Execution:
         self.lock = ""
         #: Store writes so far: each has a number, so that one sent twice is applied once.
         self.writes = 0
+        #: The last of them that was applied, 0 for none.
+        self.written = 0
+        #: What is kept of the last effect that went out early, '' for none.
+        self.kept = ""
         self._flush_soon = flush_soon
         self._now_ms = now_ms
         self._journal: list[Any] = []
@@ -235,6 +239,11 @@ class Execution:
         with self._mutex:
             effects, self._effects = self._effects, []
             self._flushed = self._flushed or bool(effects)
+            for effect in effects:
+                if isinstance(effect, Shown):
+                    self.kept = effect.field
+                elif effect.routes:
+                    self.kept = effect.routes[-1][1]
             return effects
 
     def had_store_write(self) -> None:

@@ -30,6 +30,7 @@ from stepfleet.core.commit import (
     EntryFence,
     Expectation,
     Is,
+    Kept,
     Note,
     Park,
     Recount,
@@ -40,6 +41,7 @@ from stepfleet.core.commit import (
     Unapplied,
     Wake,
     Word,
+    Written,
 )
 from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
@@ -69,6 +71,7 @@ from stepfleet.store import StateStore
 from stepfleet.tracing import trace_fields
 from stepfleet.wire import Promotion, decode_unclaimed, encode_timer
 from stepfleet.worker.execution import (
+    NOTHING_KNOWN,
     BufferContent,
     Execution,
     Known,
@@ -358,6 +361,10 @@ class Processor:
     ) -> Outcome | None:
         """Read what moved; return the outcome to commit on it, None if the step has to run again."""
         (outcome, answer), held.refuted = refuted, None
+        if answer.word == "rewound":
+            logger.warning("redis has lost what this step did before, it runs again")
+            held.known = NOTHING_KNOWN
+            return None
         known = held.known = await self._learned(held.delivery, outcome, held.known, answer)
         if not isinstance(outcome, Suspended) or answer.buffer:
             return None
@@ -372,6 +379,8 @@ class Processor:
         held.armed = True
         held.task = None
         commit = self._decided(held.delivery, outcome, plan)
+        if kept := _still_known(held):
+            commit = commit._replace(expects=(*kept, *commit.expects))
         self._committer.put(commit, partial(self._answered, held, plan, outcome, commit.words))
 
     def _answered(
@@ -387,7 +396,7 @@ class Processor:
         try:
             if not isinstance(answer, Answer):
                 self._give_up(held, answer)
-            elif answer.word == "conflict":
+            elif answer.word in ("conflict", "rewound"):
                 held.refuted = outcome, answer
                 self._line.add(held)
             elif answer.word == "full" and answer.detail == "deliveries":
@@ -533,7 +542,7 @@ class Processor:
             execution.had_store_write()
             execution.writes += 1
             call = execution.writes
-            return await self._committer.commit(
+            answer = await self._committer.commit(
                 Commit(
                     delivery.run_id,
                     EffectFence(delivery.route, delivery.entry),
@@ -545,6 +554,9 @@ class Processor:
                     [Unapplied(delivery.id, token, call), *expects],
                 )
             )
+            if answer.word == "applied":
+                execution.written = max(execution.written, call)
+            return answer
 
         def on_lock(lock: str) -> None:
             execution.lock = lock
@@ -656,6 +668,7 @@ class Processor:
         if answer.word == "applied":
             self._tell_of_timers(held.delivery)
         if answer.word not in ("gone", "over", "unknown-run"):
+            held.unkept = held.unkept or answer.word != "applied"
             return
         if answer.word == "gone" and not held.cancelled:
             with step_log_context(*_log_fields(held.delivery)):
@@ -885,3 +898,20 @@ def _consequence(words: Sequence[Word]) -> str:
     if any(isinstance(word, End) for word in words):
         return "and the run with it"
     return "the run goes on"
+
+
+def _still_known(held: Held) -> list[Expectation]:
+    """Return what shows that Redis has all that it confirmed of this execution.
+
+    A server that comes back with an older state may have the delivery and not what its step has sent or
+    stored since: settled now, the run would go on without that.
+    """
+    execution = held.execution
+    if execution is None:
+        return []
+    expects: list[Expectation] = []
+    if execution.kept and not held.unkept:
+        expects.append(Kept(held.delivery.id, execution.kept))
+    if execution.written:
+        expects.append(Written(held.delivery.id, execution.token, execution.written))
+    return expects

@@ -20,6 +20,7 @@
 --       over         the run has ended; the entry is acknowledged
 --       parking      the run has ended and keeps its pending work: commit again with `park`
 --       conflict     an expectation moved (with what moved): decide again
+--       rewound      Redis has lost what it confirmed of this delivery before: run its step again
 --       full         a limit is reached (runs that are live, waits of a run; `full deliveries`: deliveries of a run)
 --       broken       a key of the run has a wrong type: nothing was written
 --       refused      Redis refused the first write (memory, replica), or one of this run before: send it again later

@@ -15,6 +15,12 @@ local function moved(buffer, list, version)
   return 'conflict ' .. buffer .. ' ' .. version .. ' ' .. rc('LLEN', K[list])
 end
 
+-- Whether a call of an execution, or a later one, was applied: field of `open`, execution, call.
+local function is_applied(j)
+  local execution, call = string.match(rc('HGET', open, A[j]) or '', '^(%S+) (%d+)$')
+  return execution == A[j + 1] and call + 0 >= A[j + 2] + 0
+end
+
 local function further_expectations()
   return {
     -- hash, field: it is there
@@ -96,12 +102,18 @@ local function further_expectations()
     end,
     -- field of `open`, execution, call: this call of this execution was not applied yet
     unapplied = function(j)
-      local last = rc('HGET', open, A[j])
-      if last then
-        local execution, call = string.match(last, '^(%S+) (%d+)$')
-        if execution == A[j + 1] and call + 0 >= A[j + 2] + 0 then return j + 3, 'applied' end
-      end
+      if is_applied(j) then return j + 3, 'applied' end
       return j + 3
+    end,
+    -- field of `open`, execution, call: this call, which was applied, is not lost
+    written = function(j)
+      if not is_applied(j) then return j + 3, 'rewound' end
+      return j + 3
+    end,
+    -- effects of a delivery, one of them, which was carried out: it is not lost
+    kept = function(j)
+      if rc('HEXISTS', K[A[j] + 0], A[j + 1]) == 0 then return j + 2, 'rewound' end
+      return j + 2
     end,
   }
 end
