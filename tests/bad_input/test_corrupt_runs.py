@@ -74,6 +74,12 @@ async def test_a_key_of_a_wrong_type_ends_in_its_own_run(
         return await place.call("XLEN", place.keys.dead) == 1
 
     await eventually(put_aside, 10.0)
+    with pytest.raises(
+        WorkflowRuntimeError,
+        match="run bad cannot go on, a key of it is damaged: `stepfleet doctor` names what is wrong, "
+        "`stepfleet runs delete bad` removes the run",
+    ):
+        await damaged
     assert await sound == "done"
     assert await (await place.client.start(Add, n=1)) == 2
     [[_, fields]] = await place.call("XRANGE", place.keys.dead, "-", "+")
@@ -208,6 +214,12 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
         await bad.send_event(HumanResponseEvent(word="yes"))
     for n in range(20):
         assert await (await place.client.start(Add, n=n)) == n + 1
+
+    if how == "type" and part in (":open", ":hold", ":buf"):
+        with pytest.raises(
+            WorkflowRuntimeError, match="run bad cannot go on, a key of it is damaged"
+        ):
+            await bad
 
     link = place.new_fleet("operator").link("test")
     inspector = Inspector(link, place.keys)

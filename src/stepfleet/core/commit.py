@@ -80,6 +80,10 @@ class ControlFence(NamedTuple):
     """The run is live."""
 
 
+class DamagedFence(NamedTuple):
+    """The run is live; which of its keys are damaged does not matter."""
+
+
 class AmendFence(NamedTuple):
     """The run is recorded, live or ended; for the store only, which lives as long as the record."""
 
@@ -99,6 +103,7 @@ Fence = (
     | OverdueFence
     | OperationFence
     | ControlFence
+    | DamagedFence
     | AmendFence
     | NewRunFence
 )

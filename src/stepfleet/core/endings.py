@@ -9,6 +9,7 @@ from stepfleet.core import history
 from stepfleet.core.commit import (
     Commit,
     ControlFence,
+    DamagedFence,
     End,
     Expectation,
     Fence,
@@ -24,6 +25,7 @@ from stepfleet.core.commit import (
 )
 from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import Plan, arrival
+from stepfleet.errors import WorkflowRuntimeError
 from stepfleet.events import (
     StopEvent,
     WorkflowCancelledEvent,
@@ -125,6 +127,14 @@ def failed(
     fields = ("error", codec.encode_error(error), "step", step)
     fence = fence or ControlFence()
     return _ended(run_id, workflow, fence, "failed", event, codec, parks=True, fields=fields)
+
+
+def damaged(run_id: str, workflow: str, step: str, cure: str, codec: Codec) -> Commit:
+    """Return the commit that ends a live run whose work cannot go on; nothing of it is kept to go on with."""
+    error = WorkflowRuntimeError(f"run {run_id} cannot go on, a key of it is damaged: {cure}")
+    event = WorkflowFailedEvent(step_name=step, exception=error)
+    fields = ("error", codec.encode_error(error), "step", step)
+    return _ended(run_id, workflow, DamagedFence(), "failed", event, codec, fields=fields)
 
 
 def _ended(

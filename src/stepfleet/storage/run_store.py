@@ -270,6 +270,10 @@ def _control_fence(p: Packing, args: list[Arg], f: c.ControlFence) -> None:
     args.append("control")
 
 
+def _damaged_fence(p: Packing, args: list[Arg], f: c.DamagedFence) -> None:
+    args.append("damaged")
+
+
 def _amend_fence(p: Packing, args: list[Arg], f: c.AmendFence) -> None:
     args += ("amend", p.key(p.keys.store(p.run_id)))
 
@@ -643,6 +647,7 @@ _FENCES: dict[type[Any], _Writer] = {
     c.OverdueFence: _overdue_fence,
     c.OperationFence: _operation_fence,
     c.ControlFence: _control_fence,
+    c.DamagedFence: _damaged_fence,
     c.AmendFence: _amend_fence,
     c.NewRunFence: _new_run_fence,
 }

@@ -64,7 +64,7 @@ from stepfleet.parents import enter_parent
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import RunReader
+from stepfleet.storage.reader import RunReader, damage
 from stepfleet.storage.run_store import APPLIED
 from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
@@ -416,6 +416,8 @@ class Processor:
 
     def _finish(self, held: Held, answer: Answer) -> None:
         """Let a delivery go whose commit was answered, or what is left of it."""
+        if answer.word == "broken":
+            self._end_damaged(held.delivery)
         last = self._last_commit(held.delivery, answer)
         if last is None:
             self._done(held)
@@ -617,6 +619,15 @@ class Processor:
         about = ("run", delivery.run_id, "label", delivery.route.label)
         letter = DeadLetter((*about, "delivery", delivery.id, "reason", "broken run"))
         return Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
+
+    def _end_damaged(self, delivery: Delivery) -> None:
+        """End a run whose work is lost to a damaged key, if its record and its public stream allow it."""
+        served = self._served.get(delivery.route.workflow)
+        if served is not None:
+            run_id, route = delivery.run_id, delivery.route
+            cure, codec = damage(run_id), served.plan.codec
+            end = endings.damaged(run_id, route.workflow, route.step, cure, codec)
+            self._committer.put(end, _ignored)
 
     def _log(
         self, delivery: Delivery, outcome: Outcome, words: Sequence[Word], answer: Answer

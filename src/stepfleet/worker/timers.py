@@ -12,7 +12,7 @@ from stepfleet.errors import DecodeError, StoreRefused
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
-from stepfleet.storage.reader import RunReader
+from stepfleet.storage.reader import RunReader, damage
 from stepfleet.storage.scripts import script
 from stepfleet.wire import Expiry, Promotion, decode_record, decode_timer, encode_timer
 from stepfleet.worker.system import answered
@@ -112,6 +112,8 @@ class Timers:
         letter = ("run", run_id, "timer", name, "reason", "broken run", "record", data)
         await self._link.call("XADD", keys.dead, *limit, "*", *letter)
         await self._link.calls([("ZREM", keys.timers, member), ("HDEL", keys.timer_data, member)])
+        cure = damage(run_id)
+        await self._committer.commit(endings.damaged(run_id, "", "", cure, self._codec))
 
 
 def _with_its_row(commit: Commit, record: bytes) -> Commit:
@@ -137,6 +139,9 @@ async def fire_deadline(run_id: str, reader: RunReader, committer: Committer, co
     workflow = (name or b"").decode("utf-8", "replace")
     ended = endings.timed_out(run_id, workflow, seconds, active, waiting, codec)
     answer = await committer.commit(ended)
+    if answer.word == "broken":
+        cure = damage(run_id)
+        answer = await committer.commit(endings.damaged(run_id, workflow, "", cure, codec))
     if answer.word == "broken":
         # It cannot be ended, and would be overdue for ever.
         await reader.link.call("ZREM", reader.keys.live, run_id)

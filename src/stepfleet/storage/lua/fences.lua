@@ -82,6 +82,8 @@ local function further_fences()
     },
     -- whoever asks, while the run is live
     control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
+    -- whoever ends a run of which a key is damaged: reads none of them
+    damaged = { size = 0, prove = nothing, check = nothing, settle = nothing, drop = nothing },
     -- whoever changes what is kept of a run, live or ended, and stays as long as its record: the key that is changed
     amend = {
       size = 1, late = true,
