@@ -29,10 +29,10 @@ class FakeClock:
         self._file = file
         self.set(0)
 
-    def set(self, seconds: int) -> None:
-        """Moves it to so many seconds from the right time."""
+    def set(self, seconds: int, *, speed: float = 1.0) -> None:
+        """Moves it to so many seconds from the right time; from there it goes at this speed."""
         fresh = self._file.with_suffix(".new")
-        fresh.write_text(f"{seconds:+d}\n")
+        fresh.write_text(f"{seconds:+d} x{speed:g}\n" if speed != 1.0 else f"{seconds:+d}\n")
         fresh.replace(self._file)
 
     @property
@@ -49,8 +49,8 @@ class FakeClock:
 
 @scenario(
     "F17",
-    fault="the clocks of three workers are an hour fast, an hour slow, and jump by an hour and back; then "
-    "Redis' clock jumps 10 s forward and 10 s back, under load",
+    fault="the clocks of three workers are an hour ahead and 5 % fast, an hour behind and 5 % slow, and "
+    "jump by an hour and back; then Redis' clock jumps 10 s forward and 10 s back, under load",
     seen="nothing with workers' clocks; timers come earlier or later by what Redis' clock jumps",
     lost="nothing; no live worker is taken for dead (the lease is 5 s here)",
     needs=("faketime",),
@@ -71,8 +71,8 @@ async def clocks_jump(directory: Path) -> Figures:
 async def _clocks_of_workers(directory: Path) -> list[float]:
     """Returns the seconds between attempts."""
     clocks = [FakeClock(directory / f"clock-{number}") for number in range(3)]
-    clocks[0].set(3600)
-    clocks[1].set(-3600)
+    clocks[0].set(3600, speed=1.05)
+    clocks[1].set(-3600, speed=0.95)
     with TestFleet(directory, target=TARGET, lease=LEASE) as fleet:
         for clock in clocks:
             fleet.start(environment=clock.environment)
