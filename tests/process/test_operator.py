@@ -153,6 +153,21 @@ def test_why_names_an_event_that_the_live_workers_have_no_code_for(
     says(operator, "why Slow", "no live worker serves step work of workflow Slow for this type")
 
 
+def test_names_that_are_no_text_end_no_command(server: RedisServer, operator: Operator) -> None:
+    strange = b"\x93\xff"
+    with redis.Redis(port=server.port) as raw:
+        raw.hset("{default:0}:workers", strange, strange)
+        raw.zadd("{default:0}:leases", {strange: 5, "ever": float("inf"), "never": float("-inf")})
+        raw.hset("{default:0}:workers", "ever", b"")
+        raw.hset("{default:0}:workers", "never", b"")
+        raw.zadd("{default:0}:live", {strange: 5})
+        raw.xadd("{default:0}:dead", {strange: strange, "run": strange})
+        raw.xadd(b"{default:0}:s:" + strange, {"r": strange})
+    for line in ("workers", "queues --all", "runs list", "dead list", "doctor"):
+        failure = operator(line).exception
+        assert failure is None or isinstance(failure, SystemExit), line
+
+
 def test_why_names_what_a_worker_handed_back_as_waiting(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:

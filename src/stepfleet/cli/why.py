@@ -142,7 +142,7 @@ class _Case:
         self, event_type: str, step: str, backlog: int, workers: Iterable[WorkerRow]
     ) -> Sentence:
         workflow = self.record.workflow
-        what = f"{_n(backlog, event_type)} for step {step}" if step else f"{backlog} events"
+        what = f"{_n(backlog, event_type)} for step {step}" if step else _n(backlog, "event")
         rows = list(workers)
         serving = [row for row in rows if row.serves(workflow, event_type, step)]
         if not serving:

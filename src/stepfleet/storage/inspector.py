@@ -6,6 +6,7 @@ Nothing here is on the path of a step: it scans where a worker would never scan.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Final, NamedTuple, cast
 
 import msgpack
@@ -118,7 +119,7 @@ class Inspector:
             at = 0
             while True:
                 found = await self.link.call(*command, at, at + PAGE - 1)
-                run_ids = [run_id.decode() for run_id in found]
+                run_ids = [_text(run_id) for run_id in found]
                 records = await self._records(run_ids)
                 for run_id, record in zip(run_ids, records, strict=True):
                     if record is not None:
@@ -164,7 +165,7 @@ class Inspector:
             keys.open(run_id),
             keys.events(run_id),
             keys.parked(run_id),
-            *(name.decode() for name in further),
+            *(_text(name) for name in further),
         ]
         return bool(await self.link.script(script("erase"), owned, [run_id]))
 
@@ -200,12 +201,13 @@ class Inspector:
                 continue  # no stream: `doctor` names it
             taken = 0 if isinstance(pending, StoreRefused) else int(pending[0])
             age = now_ms - int(first[0][0].split(b"-")[0]) if first else None
-            workflow, event_type, *step = name.removeprefix(f"{self.keys.tag}:s:").split(":")
+            workflow, _, label = name.removeprefix(f"{self.keys.tag}:s:").partition(":")
+            event_type, _, step = label.partition(":")
             queues.append(
                 Queue(
                     workflow,
                     event_type,
-                    step[0] if step else "",
+                    step,
                     max(0, length - taken),
                     taken,
                     None if age is None else max(0, age),
@@ -223,16 +225,16 @@ class Inspector:
             ]
         )
         now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        ends = {name.decode(): float(score) for name, score in _pairs(leases)}
+        ends = {_text(name): float(score) for name, score in _pairs(leases)}
         found: list[WorkerRow] = []
         for name, data in _pairs(rows):
-            consumer, about = name.decode(), _about(data)
+            consumer, about = _text(name), _about(data)
             end = ends.get(consumer)
             state = "silent" if end is None or 0 <= end <= now_ms else "live"
             silent_ms: int | None = None
             if end is not None and end < 0:
-                state, silent_ms = "dead", int(now_ms + end)
-            elif end is not None:
+                state, silent_ms = "dead", int(now_ms + end) if isfinite(end) else None
+            elif end is not None and isfinite(end):
                 silent_ms = max(0, int(now_ms - end) + int(about.get("lease", 0)))
             found.append(WorkerRow(consumer, state, silent_ms, about))
         return sorted(found, key=lambda row: (("live", "silent", "dead").index(row.state), row))
@@ -244,12 +246,12 @@ class Inspector:
         if isinstance(rows, StoreRefused) or not rows:
             return None
         _, consumer, idle_ms, deliveries = rows[0]
-        return Taken(consumer.decode(), int(idle_ms), int(deliveries))
+        return Taken(_text(consumer), int(idle_ms), int(deliveries))
 
     async def slots(self, run_id: str) -> dict[str, int]:
         """Return how many deliveries of each step are in streams or held, by step."""
         rows = await self.link.call("HGETALL", self.keys.run(run_id))
-        return {name[2:].decode(): int(n) for name, n in _pairs(rows) if name.startswith(b"s:")}
+        return {_text(name[2:]): int(n) for name, n in _pairs(rows) if name.startswith(b"s:")}
 
     async def quotas(self, run_id: str, buffers: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return how many events of each type the buffers wait for, by buffer."""
@@ -257,7 +259,7 @@ class Inspector:
         replies = await self.link.calls([("HGET", name, "quota") for name in names])
         found: dict[str, dict[str, int]] = {}
         for buffer, reply in zip(buffers, replies, strict=True):
-            parts = reply.decode().split(" ") if isinstance(reply, bytes) else []
+            parts = _text(reply).split(" ") if isinstance(reply, bytes) else []
             found[buffer] = {name: int(n) for name, n in zip(parts[::2], parts[1::2], strict=True)}
         return found
 
@@ -269,7 +271,7 @@ class Inspector:
             cursor, rows = await self.link.call(
                 "ZSCAN", self.keys.timers, cursor, "MATCH", f"{_literal(run_id)}/*", "COUNT", PAGE
             )
-            members = {name.decode(): int(float(due)) for name, due in _pairs(rows)}
+            members = {_text(name): int(float(due)) for name, due in _pairs(rows)}
             data = await self.link.call("HMGET", self.keys.timer_data, *members) if members else ()
             for (member, due), raw in zip(members.items(), data, strict=True):
                 try:
@@ -283,7 +285,7 @@ class Inspector:
     async def queued_for_place(self, workflow: str, step: str, run_id: str) -> int | None:
         """Return a run's place, from 1, in the queue for `max_concurrency`; None when it is not there."""
         rows = await self.link.call("LRANGE", f"{self.keys.gauge(workflow, step)}:queue", 0, -1)
-        waiting = [row.decode() for row in rows]
+        waiting = [_text(row) for row in rows]
         return waiting.index(run_id) + 1 if run_id in waiting else None
 
     async def lock(self, run_id: str) -> int | None:
@@ -304,7 +306,7 @@ class Inspector:
                     yield letter
             if len(rows) < PAGE:
                 return
-            end = f"({rows[-1][0].decode()}"
+            end = f"({_text(rows[-1][0])}"
 
     async def letter(self, letter_id: str) -> DeadLetter | None:
         """Return one dead letter."""
@@ -334,15 +336,15 @@ class Inspector:
     async def stuck(self) -> list[Stuck]:
         """Return deliveries of consumers that have no lease, although a worker should have taken them over."""
         leases = await self.link.call("ZRANGE", self.keys.leases, 0, -1)
-        known = {name.decode() for name in leases}
+        known = {_text(name) for name in leases}
         found: list[Stuck] = []
         async for name in self.scan(f"{self.keys.tag}:s:*"):
             (rows,) = await self.link.calls([("XPENDING", name, GROUP)])
             if isinstance(rows, StoreRefused) or not rows[0]:
                 continue
             for consumer, count in rows[3] or ():
-                if consumer.decode() not in known:
-                    found.append(Stuck(name, consumer.decode(), int(count)))
+                if _text(consumer) not in known:
+                    found.append(Stuck(name, _text(consumer), int(count)))
         return found
 
     async def wrong_types(self) -> list[str]:
@@ -358,8 +360,8 @@ class Inspector:
         found: dict[str, str] = {}
         for name, kind in zip(names, types, strict=True):
             run_id, expected = run_of(name)
-            if kind.decode() not in (expected, "none"):
-                found[run_id] = f"{name} is a {kind.decode()}"
+            if _text(kind) not in (expected, "none"):
+                found[run_id] = f"{name} is a {_text(kind)}"
             elif name == self.keys.run(run_id) and await self.record(run_id) is DAMAGED:
                 found.setdefault(run_id, f"{name} cannot be read")
         return found
@@ -376,7 +378,7 @@ class Inspector:
         cursor, seen = b"0", set[str]()
         while True:
             cursor, names = await self.link.call("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
-            for name in {name.decode() for name in names} - seen:
+            for name in {_text(name) for name in names} - seen:
                 seen.add(name)
                 yield name
             if cursor == b"0":
@@ -406,10 +408,15 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
     fields = dict(_pairs(values))
     record = fields.pop(b"record", b"")
     return DeadLetter(
-        entry.decode(),
-        {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()},
+        _text(entry),
+        {_text(name): _text(value) for name, value in fields.items()},
         record,
     )
+
+
+def _text(raw: bytes) -> str:
+    """Return a name as it is shown: a stranger's may be no text."""
+    return raw.decode("utf-8", "replace")
 
 
 def _pairs(rows: Sequence[Any]) -> list[tuple[Any, Any]]:
