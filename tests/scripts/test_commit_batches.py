@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from stepfleet.core.commit import (
+    AmendFence,
     Append,
     Commit,
     Deadline,
@@ -320,6 +321,20 @@ def test_a_full_redis_takes_no_more_runs_and_no_more_operations(
     assert [answer.word for answer in answers] == ["refused", "refused"]
     assert answers[0].detail.startswith("OOM")
     assert rig.everything() == before
+
+
+def test_a_full_redis_takes_no_more_into_the_store_of_an_ended_run(
+    full: tuple[Rig, Callable[[], None]],
+) -> None:
+    rig, fill = full
+    run_id = rig.start(emit(WIDE, "a"))
+    rig.apply(settle(rig.take(WIDE), end()))
+    rig.apply(Commit(run_id, AmendFence(), [Write("small", b"v")]))
+    fill()
+    before = rig.everything()
+    assert rig.words(Commit(run_id, AmendFence(), [Write("more", b"v")])) == ["refused"]
+    assert rig.everything() == before
+    assert rig.words(Commit(run_id, AmendFence(), [Unwrite("small")])) == ["applied"]
 
 
 def test_what_follows_a_refused_commit_of_its_run_is_refused_too(

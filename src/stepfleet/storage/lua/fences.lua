@@ -89,7 +89,7 @@ local function further_fences()
       size = 1, late = true,
       prove = nothing,
       check = function() check_open() can_register() end,
-      settle = function() rc('HDEL', open, '') end,
+      settle = nothing,
       finish = function(j)
         local left = rc('PTTL', run)
         if left < 0 then return end
