@@ -157,7 +157,7 @@ def test_names_that_are_no_text_end_no_command(server: RedisServer, operator: Op
     strange = b"\x93\xff"
     with redis.Redis(port=server.port) as raw:
         raw.hset("{default:0}:workers", strange, strange)
-        raw.zadd("{default:0}:leases", {strange: 5, "ever": float("inf"), "never": float("-inf")})
+        raw.zadd("{default:0}:leases", {strange: 5, b"ever": float("inf"), b"never": float("-inf")})
         raw.hset("{default:0}:workers", "ever", b"")
         raw.hset("{default:0}:workers", "never", b"")
         raw.zadd("{default:0}:live", {strange: 5})
