@@ -16,6 +16,7 @@ from stepfleet.core.commit import (
     Deadline,
     Forget,
     Keep,
+    Lock,
     Mark,
     Note,
     OperationFence,
@@ -260,13 +261,12 @@ def test_an_entry_that_a_call_settled_is_deleted_by_the_end_of_the_call(rig: Rig
 def test_what_redis_refuses_stops_the_run_but_not_its_neighbours(rig: Rig) -> None:
     run_id, other = rig.start(emit(WIDE, "a")), rig.start(emit(WIDE, "b"))
     first, second = rig.read(WIDE)
-    rig.client.hset(rig.keys.run(run_id), "seq", "not a number")
     answers = rig.commits(
-        effect(first, Publish(b"p")), effect(first, emit(WIDE, "x")), settle(second, end())
+        effect(first, Lock("no time", 0)), effect(first, emit(WIDE, "x")), settle(second, end())
     )
     assert [answer.word for answer in answers] == ["refused", "refused", "applied"]
     assert answers[0].detail == answers[1].detail != ""
-    assert rig.public(run_id) == []
+    assert "x" not in rig.open(run_id)
     assert rig.run(other)["status"] == "completed"
 
 
