@@ -192,3 +192,40 @@ async def test_a_step_that_cancels_its_own_task_does_not_cancel_the_next_one() -
         runs.add(waits)
     await runs.over.wait()
     assert ended == 3
+
+
+async def test_a_cancellation_that_a_step_takes_back_is_not_left_to_the_next_one() -> None:
+    runs, ended = Runs(), 0
+
+    async def cancels() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        task.uncancel()
+
+    async def waits() -> None:
+        nonlocal ended
+        await asyncio.sleep(0)
+        ended += 1
+
+    runs.add(cancels)
+    runs.add(waits)
+    await runs.over.wait()
+    assert ended == 1
+
+
+async def test_steps_begin_when_the_loop_turns_whatever_makes_its_tasks() -> None:
+    """A factory of tasks that begins them at once (`asyncio.eager_task_factory`) is not asked."""
+    runs, made = Runs(), 0
+    loop = asyncio.get_running_loop()
+
+    def make(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal made
+        made += 1
+        return asyncio.Task(coro, loop=loop, **options)
+
+    loop.set_task_factory(make)
+    for _ in range(3):
+        runs.add(_at_once)
+    await runs.over.wait()
+    assert made == 0

@@ -42,15 +42,16 @@ class Line:
     def _add_task(self) -> None:
         if self._context is None:
             self._context = copy_context()
-        going = self._go(self._context)
-        self._going.add(asyncio.get_running_loop().create_task(going, context=self._context))
+        # Not by the loop's factory: an eager one would begin it here, inside of another step.
+        loop = asyncio.get_running_loop()
+        self._going.add(asyncio.Task(self._go(self._context), loop=loop, context=self._context))
 
     async def _go(self, context: Context) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         waits = partial(self._waits, task)
         left = AT_ONCE
         try:
-            while self._next and task in self._going and not task.cancelling():
+            while self._next and task in self._going and not _is_cancelled(task):
                 if left == 0:
                     left = AT_ONCE
                     await asyncio.sleep(0)
@@ -70,6 +71,11 @@ class Line:
         self._going.discard(task)
         for _ in range(len(self._next) - len(self._going)):
             self._add_task()
+
+
+def _is_cancelled(task: asyncio.Task[None]) -> bool:
+    # Until Python 3.13 `uncancel` leaves the cancellation to whatever waits next in the task.
+    return bool(task.cancelling() or getattr(task, "_must_cancel", False))
 
 
 @coroutine
