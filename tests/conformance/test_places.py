@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
-from stepfleet.core.commit import Commit, EntryFence
+from stepfleet.core.commit import Answer, Commit, EntryFence, StrayFence
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.run_store import RunStore
+from stepfleet.worker import processor
+from stepfleet.worker.pace import Paces
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
@@ -88,6 +90,72 @@ async def test_a_worker_reads_ahead_of_short_steps_and_not_of_long_ones(fleet: P
     assert len(busy.processor.held) == 4
     gate.set()
     assert await asyncio.gather(*handlers) == list(range(12))
+
+
+async def test_what_comes_while_a_worker_is_full_goes_to_one_that_has_a_place(
+    fleet: Place,
+) -> None:
+    gate = asyncio.Event()
+    ran: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name == "long":
+                await gate.wait()
+            return StopEvent()
+
+    full = await fleet.add_worker(Flow(), concurrency=1)
+    await (await fleet.client.start(Flow, name="short"))  # of late its executions were short
+    long = await fleet.client.start(Flow, name="long")
+    await eventually(lambda: ran == ["short", "long"], SOON)
+    await eventually(lambda: not full.processor.capacity.is_set(), SOON)
+    await fleet.add_worker(Flow(), concurrency=1)
+    async with asyncio.timeout(SOON):
+        await asyncio.gather(*await fleet.client.start_many(Flow, [{"name": "next"}] * 3))
+    assert full.healthy()
+    gate.set()
+    await long
+
+
+async def test_a_delivery_to_the_run_itself_is_let_go_when_its_last_commit_is_under_way(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it runs any more that could be cancelled, and nothing else would end it."""
+    held_up, reachable = asyncio.Event(), asyncio.Event()
+    commit = RunStore.commit
+
+    class Answered(Event):
+        pass
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            await ctx.wait_for_event(Answered)
+            return StopEvent()
+
+    async def broken(*_: Any) -> Answer:
+        await asyncio.sleep(0)
+        return Answer("broken")
+
+    async def slow(self: RunStore, commits: Sequence[Commit]) -> Any:
+        if any(isinstance(one.fence, StrayFence) for one in commits):
+            held_up.set()
+            await reachable.wait()
+        return await commit(self, commits)
+
+    monkeypatch.setattr(processor, "settle_system", broken)
+    monkeypatch.setattr(RunStore, "commit", slow)
+    worker = await fleet.add_worker(Flow())
+    handler = await fleet.client.start(Flow)
+    await handler.send_event(Answered())
+    async with asyncio.timeout(SOON):
+        await held_up.wait()
+    worker.processor.runs_ended([handler.run_id])
+    assert not worker.processor.held
+    reachable.set()
+    await handler.cancel_run()
 
 
 async def test_a_step_sees_nothing_that_another_one_has_set_in_its_context(fleet: Place) -> None:
@@ -180,8 +248,8 @@ async def test_what_a_read_brings_to_a_draining_worker_runs_elsewhere_while_that
                 await go_on.wait()
             return StopEvent(result=ev.name)
 
-    async def read_late(self: Consumer, free: int) -> Any:
-        arrivals = await read(self, free)
+    async def read_late(self: Consumer, free: int, **options: Any) -> Any:
+        arrivals = await read(self, free, **options)
         if arrivals and long_runs.is_set() and not late:
             late.extend(arrivals)
             worker.stop()
@@ -202,6 +270,31 @@ async def test_what_a_read_brings_to_a_draining_worker_runs_elsewhere_while_that
     assert await long == "long"
 
 
+async def test_a_full_worker_that_reads_ahead_waits_for_a_place_to_take_lost_work_over(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = {"first": asyncio.Event(), "second": asyncio.Event()}
+    ran: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            await gates[ev.name].wait()
+            return StopEvent()
+
+    monkeypatch.setattr(Paces, "soon", lambda _: 1)
+    full = await fleet.add_worker(Flow(), concurrency=1, sweep=timedelta(seconds=60))
+    handlers = await fleet.client.start_many(Flow, [{"name": name} for name in gates])
+    await eventually(lambda: len(full.processor.held) == 2 and len(ran) == 1, SOON)
+    full._reclaim_is_due = True
+    gates[ran[0]].set()
+    await eventually(lambda: len(ran) == 2, SOON)  # it is full again, and its loop turns
+    gates[ran[1]].set()
+    await asyncio.gather(*handlers)
+    await eventually(lambda: not full._reclaim_is_due, SOON)
+
+
 async def test_what_a_read_brings_to_a_draining_worker_goes_back_unrun_and_uncounted(
     fleet: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,8 +309,8 @@ async def test_what_a_read_brings_to_a_draining_worker_goes_back_unrun_and_uncou
 
     brought: list[Any] = []
 
-    async def read_late(self: Consumer, free: int) -> Any:
-        arrivals = await read(self, free)
+    async def read_late(self: Consumer, free: int, **options: Any) -> Any:
+        arrivals = await read(self, free, **options)
         if arrivals and not brought:
             brought.extend(arrivals)
             worker.stop()

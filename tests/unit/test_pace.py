@@ -32,6 +32,16 @@ def test_steps_that_end_soon_count_and_those_that_do_not_hardly() -> None:
     assert paces.soon() == 2
 
 
+def test_one_that_takes_long_counts_before_it_has_ended() -> None:
+    paces = Paces()
+    _took(paces, FAST, SOON / 10)
+    paces.of(FAST).running = 10
+    paces.of(FAST).lasts(SOON / 20)
+    assert paces.soon() == 10
+    paces.of(FAST).lasts(SOON * 8)
+    assert paces.soon() == 1
+
+
 def test_one_execution_that_takes_long_counts_at_once_and_is_forgotten_slowly() -> None:
     paces = Paces()
     _took(paces, FAST, SOON / 10, times=100)

@@ -81,8 +81,8 @@ class Consumer:
             if isinstance(reply, StoreRefused) and "BUSYGROUP" not in str(reply):
                 raise reply
 
-    async def read(self, free: int) -> list[Arrival]:
-        """Return up to about `free` new deliveries, waiting a while for the first.
+    async def read(self, free: int, *, wait: bool = True) -> list[Arrival]:
+        """Return up to about `free` new deliveries, waiting a while for the first if asked to.
 
         Raises:
             ConnectionLost, StoreRefused: as `Link.call`.
@@ -98,10 +98,12 @@ class Consumer:
             if found := await self._read_new(busy, free // len(busy), share, block=False):
                 return self._noted(found)
         self._by_themselves = 0
-        if free < every and (found := await self._read_exactly(free)):
-            return self._noted(found)
+        if free < every:
+            found = await self._read_exactly(free)
+            if found or not wait:
+                return self._noted(found)
         share = max(1, free // every)
-        return self._noted(await self._read_new(self._streams, share, share, block=True))
+        return self._noted(await self._read_new(self._streams, share, share, block=wait))
 
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
         """Remember which streams gave all they were asked for: there is likely more in them.

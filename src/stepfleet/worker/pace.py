@@ -22,6 +22,10 @@ class Pace:
     #: What they take of late; at first nobody knows.
     seconds: float = float("inf")
 
+    def lasts(self, seconds: float) -> None:
+        """Note that one that has not ended takes so long already."""
+        self.seconds = max(self.seconds, seconds)
+
     def ended(self, seconds: float | None) -> None:
         """Note that one runs no more, and after how many seconds; None: it was not executed."""
         self.running -= 1

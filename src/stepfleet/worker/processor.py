@@ -219,6 +219,13 @@ class Processor:
             held.delivery.deliveries >= SUSPECT and not held.lent for held in self._held.values()
         )
 
+    def look_at_paces(self) -> None:
+        """Read less ahead of steps that used to be short and now run longer."""
+        now = self._clock.steady()
+        for held in self._held.values():
+            if held.pace is not None and held.executed:
+                held.pace.lasts(now - held.executed)
+
     # -- arrivals ----------------------------------------------------------------------------------
 
     def accept(self, arrival: Arrival) -> None:
@@ -416,6 +423,7 @@ class Processor:
 
     def _finish(self, held: Held, answer: Answer) -> None:
         """Let a delivery go whose commit was answered, or what is left of it."""
+        held.task = None
         if answer.word == "broken":
             self._end_damaged(held.delivery)
         last = self._last_commit(held.delivery, answer)

@@ -188,7 +188,7 @@ class Worker:
 
         A Redis that is away does not count against a worker, as a new process would not bring it back.
         """
-        if self._draining or self._processor.free == 0:
+        if self._draining or self._processor.free == 0 or self._processor.places == 0:
             return True
         return self._fleet.clock.steady() - self._last_turn < STUCK
 
@@ -328,18 +328,23 @@ class Worker:
             if self._heartbeat.buried:
                 await asyncio.sleep(TICK)  # the tick takes a new name
                 continue
-            free = self._processor.free
+            # The first places that get free are for what others left: a full worker could take nothing over.
+            due = self._reclaim_is_due
+            free = self._processor.places if due else self._processor.free
             if free == 0:
                 self._processor.capacity.clear()
                 await self._processor.capacity.wait()
                 continue
             try:
-                if self._reclaim_is_due:
-                    # A full worker could take nothing over: the first places that get free are for it.
+                if due:
                     await self._reclaim(True)
                     continue
                 consumer = self._consumer
-                arrivals = await consumer.read(free)
+                is_full = self._processor.places == 0
+                if is_full:
+                    self._processor.capacity.clear()
+                # A full worker takes what is there already: what comes now is for one that can start it.
+                arrivals = await consumer.read(free, wait=not is_full)
             except StoreRefused as error:
                 # NOGROUP, or the stream was deleted under the read: Redis lost data, or somebody
                 # removed it.
@@ -362,6 +367,8 @@ class Worker:
                 # A single step runs, and its commit is sent, before the next read is.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
+            elif is_full and not arrivals:
+                await self._processor.capacity.wait()
 
     def _is_idle(self) -> bool:
         """Tell whether it has nothing to do but a commit that is about to go."""
@@ -407,6 +414,7 @@ class Worker:
             self._heartbeat.loop_is_alive(
                 _names(self._processor.running, self._fleet.clock.steady())
             )
+            self._processor.look_at_paces()
             if self._heartbeat.buried:
                 await self._rise()
             try:
