@@ -15,6 +15,7 @@ from stepfleet.core.commit import Answer, Commit, EntryFence, StrayFence
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker import processor
+from stepfleet.worker import worker as worker_module
 from stepfleet.worker.pace import Paces
 from tests.conformance.place import Place
 from tests.support.wait import eventually
@@ -293,6 +294,37 @@ async def test_a_full_worker_that_reads_ahead_waits_for_a_place_to_take_lost_wor
     gates[ran[1]].set()
     await asyncio.gather(*handlers)
     await eventually(lambda: not full._reclaim_is_due, SOON)
+
+
+@pytest.mark.parametrize("drains", [False, True])
+async def test_what_stands_in_line_behind_a_long_step_goes_to_a_worker_with_a_place(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch, *, drains: bool
+) -> None:
+    gate = asyncio.Event()
+    ran: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if len(ran) == 1:
+                await gate.wait()
+            return StopEvent()
+
+    monkeypatch.setattr(Paces, "soon", lambda _: 1)
+    full = await fleet.add_worker(Flow(), concurrency=1)
+    handlers = await fleet.client.start_many(Flow, [{"name": name} for name in ("a", "b")])
+    await eventually(lambda: len(full.processor.held) == 2 and len(ran) == 1, SOON)
+    await fleet.add_worker(Flow(), concurrency=1)
+    if drains:
+        full.stop()
+    else:
+        monkeypatch.setattr(worker_module, "LATE", 0.1)
+    await eventually(lambda: sorted(ran) == ["a", "b"], SOON)
+    assert len(full.processor.held) == 1
+    gate.set()
+    await asyncio.gather(*handlers)
+    assert sorted(ran) == ["a", "b"]
 
 
 async def test_what_a_read_brings_to_a_draining_worker_goes_back_unrun_and_uncounted(

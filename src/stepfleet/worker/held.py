@@ -40,5 +40,5 @@ class Held:
     lent: bool = False
     #: An early effect of it could not be carried out: it is not looked for when it is settled.
     unkept: bool = False
-    #: Why it was cancelled: 'over', 'gone' or 'drain'.
+    #: Why it was cancelled: 'over', 'gone', 'late' or 'drain'.
     cancelled: str = ""

@@ -226,6 +226,16 @@ class Processor:
             if held.pace is not None and held.executed:
                 held.pace.lasts(now - held.executed)
 
+    def let_go(self, seconds: float) -> list[tuple[Route, str]]:
+        """Give up what has stood in line for so long and was not begun; return its streams and entries."""
+        since = self._clock.steady() - seconds
+        late = [held for held in self._in_line if held.in_line is None and held.started <= since]
+        rows = [(held.delivery.route, held.delivery.entry) for held in late if not held.cancelled]
+        for held in late:
+            self._abandon(held, "late")
+        self._in_line = deque(held for held in self._in_line if not held.cancelled)
+        return rows
+
     # -- arrivals ----------------------------------------------------------------------------------
 
     def accept(self, arrival: Arrival) -> None:

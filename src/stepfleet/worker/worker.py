@@ -55,6 +55,9 @@ STUCK: Final = 30.0
 DRAIN_LINE: Final = 5.0
 #: What a worker tells of itself: the version of this package.
 VERSION: Final = version("stepfleet")
+#: Seconds after which a delivery that stands in line behind steps that take longer than expected goes back:
+#: what was read ahead is begun within 20 ms, or some seconds where steps block the loop.
+LATE: Final = 5.0
 #: Status under which a draining worker announces that it handed deliveries back.
 RETURNED: Final = "returned"
 
@@ -428,6 +431,7 @@ class Worker:
                     self._sweep_now.set()
                 if any(one.is_parent for one in told):
                     self._children_left.set()
+                await self._hand_back_line(LATE)
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
@@ -645,6 +649,9 @@ class Worker:
         self._draining = True
         self._reads.interrupt()
         self._processor.capacity.set()
+        with suppress(StoreError, TimeoutError):  # then it goes back with the rest
+            async with asyncio.timeout(1.0):
+                await self._hand_back_line(0.0)
         await self._until_empty()
         reading = next((task for task in self._tasks if task.get_name() == "stepfleet-read"), None)
         if reading is not None:
@@ -673,6 +680,11 @@ class Worker:
             )
             empty.cancel()
         cut.cancel()
+
+    async def _hand_back_line(self, seconds: float) -> None:
+        """Let others begin what has stood in line here for so long."""
+        if rows := self._processor.let_go(seconds):
+            await self._tell_returned(await self._consumer.give_back(rows))
 
     async def _hand_back(self) -> int:
         rest = list(self._processor.held)
