@@ -364,14 +364,17 @@ class Worker:
             if self._draining:
                 await self._give_back(arrivals)
                 continue
-            for arrival in arrivals:
-                self._processor.accept(arrival)
-            if len(arrivals) == 1:
-                # A single step runs, and its commit is sent, before the next read is.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-            elif is_full and not arrivals:
-                await self._processor.capacity.wait()
+            await self._begin(arrivals, was_full=is_full)
+
+    async def _begin(self, arrivals: Sequence[Arrival], *, was_full: bool) -> None:
+        for arrival in arrivals:
+            self._processor.accept(arrival)
+        if len(arrivals) == 1:
+            # A single step runs, and its commit is sent, before the next read is.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        elif was_full and not arrivals:
+            await self._processor.capacity.wait()
 
     def _is_idle(self) -> bool:
         """Tell whether it has nothing to do but a commit that is about to go."""
