@@ -1,8 +1,8 @@
 """Begins what may run, in as few tasks as it takes: one after the other, until one of them has to wait.
 
-A task costs a third of what the rest of a step does that only computes (58 us of a worker instead of
-70). So a task runs steps one after the other, each in a context of its own; the first one that has
-to wait keeps the task, and what was not begun gets others.
+A task for each step, and a turn of the loop for the answer to its commit, took 10 us of the 74 of a
+worker per step. So a task runs steps one after the other, each in a context of its own; the first
+one that has to wait keeps the task, and what was not begun gets others.
 """
 
 from __future__ import annotations

@@ -259,7 +259,7 @@ class Processor:
         held = Held(delivery, self._clock.steady())
         self._held[key] = held
         self.empty.clear()
-        if delivery.is_first and self._arming is None:
+        if self._arming is None and delivery.is_first:
             self._arm_in(ARM_AFTER)
         if self._in_line or self._running >= self._concurrency:
             self._in_line.append(held)
@@ -312,8 +312,10 @@ class Processor:
         self._lent -= held.lent
         if held.delivery.deliveries >= SUSPECT:
             self._suspect_left()
-        self._give_place(held)
-        self._tell_of_capacity()
+        if held.pace is not None:
+            self._give_place(held)
+        if not self.capacity.is_set():
+            self._tell_of_capacity()
         if not self._held:
             self.empty.set()
 
@@ -444,7 +446,8 @@ class Processor:
 
     def _done(self, held: Held) -> None:
         held.task = None
-        self._leave_alone(held)
+        if held.alone:
+            self._leave_alone(held)
         self._release(held)
 
     def _give_up(self, held: Held, error: Exception) -> None:
