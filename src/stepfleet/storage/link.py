@@ -39,6 +39,8 @@ from stepfleet.storage.sentinel import master_connector
 
 Arg = str | bytes | int | float
 
+#: How often a script is loaded that Redis has lost again meanwhile.
+LOADS: Final = 5
 #: Turns a command into bytes, in C.
 pack: Final[Callable[[tuple[Arg, ...]], bytes]] = cast(Any, hiredis).pack_command
 
@@ -136,12 +138,14 @@ class Link:
             ConnectionLost, StoreRefused: as `call`.
         """
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        try:
-            return await self.call(*command)
-        except StoreRefused as refusal:
-            if not isinstance(refusal.__cause__, NoScriptError):
-                raise
-        await self.call("SCRIPT", "LOAD", script.source)
+        for _ in range(LOADS):
+            try:
+                return await self.call(*command)
+            except StoreRefused as refusal:
+                if not isinstance(refusal.__cause__, NoScriptError):
+                    raise
+            # Redis may be restarted between these two as well.
+            await self.call("SCRIPT", "LOAD", script.source)
         return await self.call(*command)
 
     async def read(
