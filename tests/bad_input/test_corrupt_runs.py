@@ -210,8 +210,9 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
     spoiled = await spoil(place, part, how)
     assert spoiled
     Rich.go_on.set()
-    with suppress(WorkflowError, ValueError):
-        await bad.send_event(HumanResponseEvent(word="yes"))
+    if part != ":buf":  # whose run the answer would end well
+        with suppress(WorkflowError, ValueError):
+            await bad.send_event(HumanResponseEvent(word="yes"))
     for n in range(20):
         assert await (await place.client.start(Add, n=n)) == n + 1
 

@@ -104,7 +104,7 @@ def test_a_worker_that_claims_nothing_any_more_turns_unhealthy(tmp_path: Path) -
         "from stepfleet.worker import worker\n"
         "serving.HEALTH_S = 0.05\n"
         "worker.STUCK = 2.0\n"
-        "async def hang(self, count): await asyncio.Event().wait()\n"
+        "async def hang(*_, **__): await asyncio.Event().wait()\n"
         "Consumer.read = hang\n"
     )
     port, health = free_port(), tmp_path / "healthy"
