@@ -97,7 +97,7 @@ def _check(pair: Pair, fleet: TestFleet, load: Load, runs: list[str], directory:
     fault="the master dies, a Sentinel makes a replica that is 0.3 s behind the master (a master that is "
     "silent for 1 s is down)",
     seen="as Redis that is away; runs started last may be `RunNotFound`, others go on from an earlier point",
-    lost="what was acknowledged and not yet replicated, never half a step",
+    lost="what was acknowledged and not yet replicated",
     recovery="death to the next step",
 )
 async def a_master_dies(directory: Path) -> Figures:
