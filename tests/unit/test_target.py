@@ -154,6 +154,12 @@ def test_a_module_without_workflows_says_so() -> None:
     assert "holds no workflow" in error_of("app")
 
 
+def test_a_folder_names_its_modules(write: Write) -> None:
+    write("place/inner.py", FLOWS)
+
+    assert error_of("place:A").endswith("place is a folder; its modules are place.inner")
+
+
 def test_a_misspelt_object_names_the_nearest() -> None:
     assert error_of("app.flows:instanc").endswith("did you mean app.flows:instance?")
 

@@ -245,6 +245,9 @@ def _no_such_object(module: ModuleType, path: str) -> str:
 def _found(module: ModuleType) -> str:
     names = [name for name, value in vars(module).items() if _is_target(value)]
     if not names:
+        inside = _modules_in(module.__name__)
+        if inside and module.__file__ is None:
+            return f"{module.__name__} is a folder; its modules are {', '.join(inside[:_LISTED])}"
         return f"{module.__name__} ({module.__file__}) holds no workflow"
     listed = ", ".join(names[:_LISTED])
     return f"Workflows in {module.__name__}: {listed}. Say {module.__name__}:{names[0]}"
