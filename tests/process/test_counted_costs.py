@@ -9,10 +9,12 @@ functions and calls to Redis are recorded as on a busy machine, where batches ar
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -92,6 +94,34 @@ async def test_what_worker_and_client_send_to_redis_for_a_step(
 
 async def test_how_many_python_functions_are_called_for_a_step(tmp_path: Path) -> None:
     """Worker and client in one process. Only ours: the turns of the loop depend on how busy others are."""
+    async with _in_this_process(tmp_path) as client:
+
+        async def counted(runs: int, at_once: int) -> Figures:
+            made = await _python_calls(lambda: _chains(client, runs=runs, at_once=at_once))
+            return {"python_calls": made / (STEPS * runs)}
+
+        await _check("one at a time", lambda: counted(20, 1))
+        await _check("500 at once", lambda: counted(500, 500))
+
+
+async def test_a_step_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+    """Objects in cycles stay until Python looks for them, which stops a busy worker for 20 ms."""
+    async with _in_this_process(tmp_path) as client:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await _chains(client, runs=20, at_once=20)
+            gc.collect()
+            left = [type(one) for one in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+    assert [one for one in left if one.__module__.startswith("stepfleet.")] == []
+
+
+@asynccontextmanager
+async def _in_this_process(tmp_path: Path) -> AsyncIterator[Client]:
+    """Give the client of a worker that runs here and has run something."""
     with TestFleet(tmp_path) as server:
         fleet = fleet_of(server.url, Settings())
         flow = Chain(timeout=None)
@@ -102,13 +132,7 @@ async def test_how_many_python_functions_are_called_for_a_step(tmp_path: Path) -
         await ready.wait()
         async with Client(server.url) as client:
             await _warm_up(client)
-
-            async def counted(runs: int, at_once: int) -> Figures:
-                made = await _python_calls(lambda: _chains(client, runs=runs, at_once=at_once))
-                return {"python_calls": made / (STEPS * runs)}
-
-            await _check("one at a time", lambda: counted(20, 1))
-            await _check("500 at once", lambda: counted(500, 500))
+            yield client
         worker.stop()
         await working
 

@@ -124,8 +124,6 @@ async def serve(job: Job) -> int:
 
 def _collect_seldom() -> None:
     """Let Python look for cyclic garbage seldom: with its defaults that took a third of the time under load."""
-    if os.environ.get("NOGC"):
-        return
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

@@ -446,6 +446,9 @@ class Processor:
 
     def _done(self, held: Held) -> None:
         held.task = None
+        # It knows this delivery: as a cycle each step would leave 17 objects to the garbage collector,
+        # which took 6 of the 50 us of a worker per step.
+        held.execution = None
         if held.alone:
             self._leave_alone(held)
         self._release(held)
