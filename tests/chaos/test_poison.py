@@ -13,4 +13,4 @@ from tests.chaos.scenarios.entries import a_step_kills_its_workers
 async def test_a_step_that_kills_its_workers_is_given_up_and_the_others_go_on(
     tmp_path: Path,
 ) -> None:
-    await a_step_kills_its_workers.run(tmp_path)
+    await a_step_kills_its_workers(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from stepfleet.settings import Settings
 from stepfleet.storage.inspector import Inspector
 from stepfleet.worker.worker import VERSION
 from tests.support.servers import RedisServer, available_binaries
+from tests.support.wait import eventually
 
 BINARY = next(iter(available_binaries().values()))
 
@@ -78,7 +80,7 @@ async def test_a_healthy_fleet_is_all_fine(server: RedisServer, raw: Raw) -> Non
     all_ = await found(server)
     assert {one.level for one in all_} == {"ok"}
     looked_at = {one.about for one in all_}
-    assert looked_at == {"server", "memory", "rights", "clock", "workers", "queues", "keys"}
+    assert looked_at == {"server", "memory", "disk", "rights", "clock", "workers", "queues", "keys"}
 
 
 def no_log(raw: Raw) -> None:
@@ -182,6 +184,26 @@ async def test_an_illness_is_found_with_its_cure(
     assert (ill.level, ill.about) == (level, about)
     assert text in ill.text
     assert cure in ill.cure
+
+
+async def test_a_snapshot_that_failed_is_found(server: RedisServer, raw: Raw) -> None:
+    worker(raw)
+    in_the_way = Path(raw.config_get("dir")["dir"]) / "dump.rdb"
+    in_the_way.mkdir()
+    raw.bgsave()
+    await eventually(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "err", 10.0)
+    (ill,) = [one for one in await found(server) if one.level != "ok"]
+
+    assert ill[:3] == (
+        "error",
+        "disk",
+        "the last snapshot could not be written: Redis refuses writes (MISCONF) until it can",
+    )
+    assert "then BGSAVE" in ill.cure
+    in_the_way.rmdir()
+    raw.bgsave()
+    await eventually(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "ok", 10.0)
+    assert await found(server, "error") == []
 
 
 async def test_nobody_works(server: RedisServer, raw: Raw) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,7 @@ class Beating:
         self.clock = Hands()
         self.redis_ahead_ms = 1_000_000.0
         fleet = replace(memory_fleet("beating"), clock=self.clock)
-        self.heart = Heartbeat(fleet, "me", lease=LEASE, describe=dict)
+        self.heart = Heartbeat(fleet, "me", lease=LEASE, describe=dict, running=lambda: "spin")
 
     def beat_for(self, seconds: float) -> bool:
         """Beats once a second, and tells whether it may bury then."""
@@ -67,3 +68,30 @@ def test_a_jump_after_the_last_beat_is_one_that_it_did_not_expect() -> None:
     beating.clock.now += 0.5
     now_ms = int(beating.clock.now * 1000 + beating.redis_ahead_ms)
     assert now_ms < beating.heart.buries_until_ms <= now_ms + LEASE * 1000 / 2
+
+
+def test_it_says_once_that_a_step_keeps_the_loop_and_once_that_it_has_kept_it_for_too_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heart = (beating := Beating()).heart
+    stalled: list[bool] = []
+    for leases in (0.5, 1.0, 2.0, 19.0, 21.0, 22.0):
+        beating.clock.now = leases * LEASE + 0.1
+        stalled.append(heart._is_stalled())
+    assert stalled == [False, False, False, False, True, True]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (
+            logging.WARNING,
+            "the event loop has not turned for 3 s, nothing else goes on in this process; a step that "
+            "computes or blocks belongs into a plain `def`, which gets a thread: running=spin",
+        ),
+        (
+            logging.ERROR,
+            "the event loop has not turned for 63 s, its deliveries go to others: running=spin",
+        ),
+    ]
+    heart.loop_is_alive()
+    assert not heart._is_stalled()
+    beating.clock.now += LEASE + 0.1
+    heart._is_stalled()
+    assert len(caplog.records) == 3

@@ -37,6 +37,23 @@ _CURES: Final = {
 }
 
 
+#: What INFO says of a file -> its name, and what to do when it could not be written.
+_DISK: Final = (
+    (
+        "aof_last_write_status",
+        "the append-only file",
+        "make room or mend the disk, as the log of Redis says; a sync that failed is not tried again: "
+        "CONFIG SET appendonly no, then yes, writes the file anew",
+    ),
+    (
+        "rdb_last_bgsave_status",
+        "the last snapshot",
+        "make room or mend the disk, as the log of Redis says, then BGSAVE; or CONFIG SET "
+        'save "" where an append-only file keeps everything',
+    ),
+)
+
+
 class Finding(NamedTuple):
     """Something that was looked at."""
 
@@ -75,7 +92,7 @@ async def findings(inspector: Inspector, shown_url: str) -> AsyncGenerator[Findi
     Raises:
         ConnectionLost: Redis does not answer.
     """
-    for part in (_server, _memory, _rights, _clock, _workers, _queues, _keys):
+    for part in (_server, _memory, _disk, _rights, _clock, _workers, _queues, _keys):
         try:
             async for finding in part(inspector, shown_url):
                 yield finding
@@ -120,6 +137,18 @@ async def _memory(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
         )
     else:
         yield Finding("ok", "memory", f"{used / limit:.0%} of maxmemory is used")
+
+
+async def _disk(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
+    info = await _info(inspector, "persistence")
+    fine = True
+    for field, file, cure in _DISK:
+        if info.get(field) == "err":
+            fine = False
+            text = f"{file} could not be written: Redis refuses writes (MISCONF) until it can"
+            yield Finding("error", "disk", text, cure)
+    if fine:
+        yield Finding("ok", "disk", "what Redis wrote last was kept")
 
 
 async def _rights(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:

@@ -1,8 +1,8 @@
 """Keeps the lease of this process alive, in a thread of its own where there is a real server.
 
 A step that blocks the event loop must not cost the lease, so the thread has its own synchronous
-connection. A loop that stalls for `STALL` leases counts as a failure of that step: the thread says
-so and stops renewing.
+connection. After a lease of that the thread says which steps run. A loop that stalls for `STALL` leases
+counts as a failure of that step: the thread says so and stops renewing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ logger = logging.getLogger("stepfleet.worker.heartbeat")
 
 #: Leases for which the event loop may stall before its work counts as lost.
 STALL: Final = 20
+#: Leases after which a log line says that it stalls.
+SLOW: Final = 1
+#: What to do about a step that keeps the loop.
+CURE: Final = "a step that computes or blocks belongs into a plain `def`, which gets a thread"
 #: Beats per lease.
 BEATS: Final = 3
 #: ms by which Redis' clock may be ahead of what was expected, for each second of a lease: a lease that is
@@ -35,12 +39,20 @@ class Heartbeat:
     """The lease of one consumer and what its beats learn. Shared by loop and thread."""
 
     def __init__(
-        self, fleet: Fleet, consumer: str, *, lease: float, describe: Callable[[], dict[str, Any]]
+        self,
+        fleet: Fleet,
+        consumer: str,
+        *,
+        lease: float,
+        describe: Callable[[], dict[str, Any]],
+        running: Callable[[], str],
     ) -> None:
         self._fleet = fleet
         self.consumer = consumer
         self.lease = lease
         self._describe = describe
+        #: Names the steps that run, oldest first; '' for none.
+        self._running = running
         self._clock: Clock = fleet.clock
         #: Edit locks held by steps: key -> token.
         self.locks: dict[str, str] = {}
@@ -54,18 +66,17 @@ class Heartbeat:
         #: By how much Redis' clock was ahead of ours, in ms.
         self._redis_ahead: float | None = None
         self._loop_seen = self._clock.steady()
-        self._stalled = False
+        #: Leases for which the loop has not turned, as far as that was said.
+        self._said = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
-        self._doing = ""
 
     # -- used by the loop --------------------------------------------------------------------------
 
-    def loop_is_alive(self, doing: str) -> None:
-        """Note that the event loop turns; `doing` names the steps that it runs."""
+    def loop_is_alive(self) -> None:
+        """Note that the event loop turns."""
         self._loop_seen = self._clock.steady()
-        self._doing = doing
 
     @property
     def may_bury(self) -> bool:
@@ -156,16 +167,24 @@ class Heartbeat:
                 logger.debug("a beat failed, the next one is due: error=%s", error)
 
     def _is_stalled(self) -> bool:
-        """Tell whether a step has kept the event loop for too long, and say so once."""
+        """Tell whether a step has kept the event loop for too long; say once that one keeps it, and that."""
         silent = self._clock.steady() - self._loop_seen
-        was_stalled, self._stalled = self._stalled, silent > STALL * self.lease
-        if self._stalled and not was_stalled:
-            logger.error(
-                "the event loop has not turned for %.0f s, its deliveries go to others: running=%s",
+        leases = next((some for some in (STALL, SLOW) if silent > some * self.lease), 0)
+        was_said, self._said = self._said, leases
+        if leases > was_said:
+            running = self._running() or "nothing"
+            if leases == STALL:
+                text, level = "its deliveries go to others", logging.ERROR
+            else:
+                text, level = f"nothing else goes on in this process; {CURE}", logging.WARNING
+            logger.log(
+                level,
+                "the event loop has not turned for %.0f s, %s: running=%s",
                 silent,
-                self._doing or "nothing",
+                text,
+                running,
             )
-        return self._stalled
+        return leases == STALL
 
     async def _beat_on(self, link: Any) -> None:
         keys, args = self._arguments()

@@ -125,7 +125,13 @@ class Worker:
         """Take a consumer name that nobody had before: after a burial the old one belongs to the dead."""
         consumer = f"{self._fleet.host}:{self._fleet.pid}:{self._fleet.random.randbytes(3).hex()}"
         lease = self._options.lease.total_seconds()
-        self._heartbeat = Heartbeat(self._fleet, consumer, lease=lease, describe=self._describe)
+        self._heartbeat = Heartbeat(
+            self._fleet,
+            consumer,
+            lease=lease,
+            describe=self._describe,
+            running=lambda: _names(self._processor.running, self._fleet.clock.steady()),
+        )
         self._consumer = Consumer(
             self._reads, self._calls, self._fleet.keys, self._routes(), consumer=consumer
         )
@@ -417,9 +423,7 @@ class Worker:
     async def _tick_loop(self) -> None:
         last_end, outage = "", Outage("looking at ended runs", self._fleet.random, self._away)
         while True:
-            self._heartbeat.loop_is_alive(
-                _names(self._processor.running, self._fleet.clock.steady())
-            )
+            self._heartbeat.loop_is_alive()
             self._processor.look_at_paces()
             if self._heartbeat.buried:
                 await self._rise()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -292,7 +293,7 @@ async def a_step_takes_five_leases(directory: Path, *, lease: float = 1.0) -> Fi
 @scenario(
     "F5",
     fault="a step that keeps the CPU, and with it the event loop of its worker, for four leases",
-    seen="the worker takes nothing else meanwhile",
+    seen="the worker takes nothing else meanwhile; after a lease a warning names step, run and cure",
     lost="nothing, and nothing runs twice: a thread renews the lease",
 )
 async def a_step_keeps_the_cpu(directory: Path) -> Figures:
@@ -307,9 +308,18 @@ async def keeps_the_cpu(directory: Path, *, lease: float) -> Figures:
             pid = await handler
         (execution,) = fleet.ledger.executions("spin")
         assert execution.pid == pid
+        (busy,) = [worker for worker in fleet.workers if worker.pid == pid]
+        warning = (
+            r"has not turned for (\d+) s, nothing else goes on in this process; a step that computes or "
+            rf"blocks belongs into a plain `def`, which gets a thread: running=spin \(run {handler.run_id},"
+        )
+        (said_after,) = re.findall(warning, busy.log())
+        assert lease <= int(said_after) <= 3 * lease
+        assert sum("has not turned" in worker.log() for worker in fleet.workers) == 1
         _check_ran_once(fleet, [handler.run_id], 4 * lease)
         return Figures(
-            recovery=(), counted=f"{4 * lease:.0f} s without a turn of the loop, 1 execution"
+            recovery=(),
+            counted=f"{4 * lease:.0f} s without a turn of the loop, 1 execution; said after {said_after} s",
         )
 
 

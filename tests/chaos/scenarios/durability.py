@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import subprocess
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import SystemRandom
 from typing import NamedTuple
@@ -13,8 +16,13 @@ from typing import NamedTuple
 import pytest
 
 from stepfleet import Client, WorkflowHandler
+from stepfleet.cli.doctor import Finding, findings
 from stepfleet.client import new_run_id
-from stepfleet.errors import ConnectionLost, RunNotFound
+from stepfleet.connect import fleet_of
+from stepfleet.errors import ConnectionLost, RunNotFound, StoreRefused
+from stepfleet.settings import Settings
+from stepfleet.storage.inspector import Inspector
+from tests.chaos.scenarios.network import check
 from tests.chaos.scenarios.scenario import PATIENCE, Figures, scenario, share, until_a_step_begins
 from tests.support.fleet import Execution, TestFleet, recording_server
 from tests.support.flows import NotedChain, Streaming, Token
@@ -23,6 +31,9 @@ from tests.support.wait import eventually
 
 #: Seconds between the death of a server and its start.
 OUTAGE = 1.0
+#: Starts that are tried while a disk fails, and what is said then.
+REFUSED = 20
+NO_SYNC = "MISCONF Errors writing to the AOF file: Input/output error"
 
 
 # -- F6 ----------------------------------------------------------------------------------------------
@@ -166,30 +177,115 @@ def _slow_disk(milliseconds: int) -> tuple[str, ...]:
 @scenario(
     "F8",
     fault="`kill -9` of Redis while its disk is slow (each `fdatasync` delayed), with `appendfsync always` "
-    "and with `everysec`",
-    seen="`always`: starting and committing take as long as the disk; `everysec`: as F7",
-    lost="`always`: nothing that was acknowledged; `everysec`: up to 2 s",
-    recovery="Redis answers to the next step, with `always`",
+    "and with `everysec`; a disk that fails (each `fdatasync` ends with `EIO`), with either",
+    seen="slow: `always`: starting and committing take as long as the disk, `everysec`: as F7; failing: "
+    "`always`: Redis ends at once, as F6, `everysec`: starting and sending raise `StoreRefused` with the "
+    "reason (`MISCONF`), commits are kept and sent again, `stepfleet doctor` names the cure: Redis 7 refuses "
+    "writes until `appendonly` was off and on again, also when its disk is well",
+    lost="slow: `always`: nothing that was acknowledged, `everysec`: up to 2 s; failing: nothing while Redis "
+    "lives",
+    recovery="Redis answers, or accepts writes again, to the next step; but for slow with `everysec`",
     needs=("strace",),
 )
-async def redis_is_killed_on_a_slow_disk(directory: Path) -> Figures:
+async def redis_has_a_bad_disk(directory: Path) -> Figures:
     counts: list[str] = []
     gaps: list[float] = []
-    for policy, delay_ms in (("always", 50), ("everysec", 1500)):
-        (directory / policy).mkdir()
+    for policy, delay_ms in (("always", 30), ("everysec", 1500)):
+        where = directory / f"slow-{policy}"
+        where.mkdir()
         server = recording_server(
-            directory / policy, "redis", "--appendfsync", policy, wrapper=_slow_disk(delay_ms)
+            where, "redis", "--appendfsync", policy, wrapper=_slow_disk(delay_ms)
         )
-        with TestFleet(directory / policy, server) as fleet:
+        with TestFleet(where, server) as fleet:
             fleet.start(2)
             lost, known, gap = await _killed_while_starting(fleet)
-        counts.append(f"`{policy}`: {share(lost, known)} acknowledged runs lost")
+        counts.append(f"slow, `{policy}`: {share(lost, known)} acknowledged runs lost")
         if policy == "always":
             assert lost == 0
             gaps.append(gap)
         else:
             assert lost > 0, "the disk was not slow"
+    for policy, fails in (("always", _ends_on_a_failing_disk), ("everysec", _waits_for_its_disk)):
+        where = directory / f"failing-{policy}"
+        where.mkdir()
+        with TestFleet(where, options=("--appendfsync", policy)) as fleet:
+            fleet.start(2)
+            async with Client(fleet.url) as client, asyncio.timeout(3 * PATIENCE):
+                load = Load(client, width=10)
+                await eventually(lambda load=load: load.started >= 8, PATIENCE)
+                refused = await fails(fleet, client)
+                gaps.append(await until_a_step_begins(fleet, time.monotonic()))
+                before = load.started
+                await eventually(lambda before=before, load=load: load.started >= before + 8, 60.0)
+                runs = await load.stop()
+            if policy == "always":
+                check(fleet, load, runs)
+            else:  # the server's record began anew
+                fleet.wait_until_tidy(runs, timeout=PATIENCE)
+            assert len(fleet.live) == 2
+        counts.append(f"failing, `{policy}`: {refused}, 0 of {len(runs)} runs lost")
     return Figures(recovery=gaps, counted="; ".join(counts))
+
+
+@asynccontextmanager
+async def _failing_disk(fleet: TestFleet) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Lets each `fdatasync` of the server fail, by a tracer that is attached to it."""
+    tracer = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-o", "/dev/null", "-p", str(fleet.server.pid)),
+        *("-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO"),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield tracer
+    finally:
+        if tracer.returncode is None:
+            tracer.terminate()
+            await tracer.wait()
+
+
+async def _ends_on_a_failing_disk(fleet: TestFleet, _: Client) -> str:
+    """A server that promised to keep each write ends when it cannot, and says why."""
+    async with _failing_disk(fleet) as tracer:
+        async with asyncio.timeout(PATIENCE):
+            await tracer.wait()  # it goes with the server
+    assert "Input/output error. Exiting..." in fleet.server.log.read_text()
+    await asyncio.sleep(OUTAGE)  # the length of time that this is about
+    await asyncio.to_thread(fleet.server.restart)
+    return "Redis ended"
+
+
+async def _waits_for_its_disk(fleet: TestFleet, client: Client) -> str:
+    """A server that syncs each second refuses writes when it could not, until its log is made anew."""
+    async with _failing_disk(fleet):
+        await eventually(lambda: _sync_status(fleet) == "err", PATIENCE)
+        for _ in range(REFUSED):
+            with pytest.raises(StoreRefused, match=NO_SYNC):
+                await client.start(NotedChain, run_id=new_run_id(SystemRandom()))
+            await asyncio.sleep(0.1)  # a refusal comes at once
+    logs = "".join(worker.log() for worker in fleet.workers)
+    assert f"redis refuses to write: commits=1 reason={NO_SYNC}" in logs
+    (cure,) = [one.cure for one in await _told_by_doctor(fleet) if one.about == "disk"]
+    assert cure.endswith("CONFIG SET appendonly no, then yes, writes the file anew")
+    with fleet.redis() as redis:
+        redis.config_set("appendonly", "no")
+        redis.config_set("appendonly", "yes")
+        await eventually(lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 20.0)
+    assert _sync_status(fleet) == "ok"
+    return f"{REFUSED} starts refused"
+
+
+def _sync_status(fleet: TestFleet) -> str:
+    with fleet.redis() as redis:
+        return redis.info("persistence")["aof_last_write_status"]
+
+
+async def _told_by_doctor(fleet: TestFleet) -> list[Finding]:
+    place = fleet_of(fleet.server.url, Settings())
+    link = place.link("doctor")
+    try:
+        return [one async for one in findings(Inspector(link, place.keys), fleet.url)]
+    finally:
+        await link.close()
 
 
 async def _killed_while_starting(fleet: TestFleet) -> tuple[int, int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from stepfleet import Client
+from stepfleet import Client, Workflow
 from stepfleet.errors import DeadLettered
+from tests.chaos.scenarios.memory import ADDRESS_SPACE, CGROUP, EATING, Hungry, MemoryGroups
 from tests.chaos.scenarios.network import check
 from tests.chaos.scenarios.scenario import PATIENCE, Figures, executed_twice, scenario, share
 from tests.support.fleet import TestFleet
@@ -36,13 +38,15 @@ GARBAGE = (
 
 
 @asynccontextmanager
-async def replaced(fleet: TestFleet, count: int) -> AsyncIterator[None]:
+async def replaced(
+    fleet: TestFleet, count: int, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[None]:
     """Starts a worker for each that died, as whatever runs them does."""
 
     async def replace() -> None:
         while True:
             if len(fleet.live) < count:
-                await asyncio.to_thread(fleet.start)
+                await asyncio.to_thread(fleet.start, environment=environment)
             await asyncio.sleep(0.05)
 
     task = asyncio.create_task(replace())
@@ -56,39 +60,102 @@ async def replaced(fleet: TestFleet, count: int) -> AsyncIterator[None]:
 
 @scenario(
     "F19",
-    fault="a step that kills its process whenever it runs (as the kernel does when memory is short)",
-    seen="that run fails with `DeadLettered` and what is pending of it is kept; others go on",
+    fault="a step that kills its process whenever it runs; one that eats memory until the kernel kills its "
+    "worker (a cgroup of 256 MB), or until its process gets no more (`RLIMIT_AS`)",
+    seen="that run fails with `DeadLettered`, what is pending of it is kept, or with `MemoryError` where its "
+    "process lives; others go on",
     lost="nothing; what ran beside it in that process runs again",
     recovery="start of the poisonous run to its end",
 )
+async def steps_kill_their_workers(directory: Path) -> Figures:
+    found: list[Figures] = []
+    for name, one in (
+        ("`kill -9`", a_step_kills_its_workers),
+        ("cgroup", a_step_is_killed_for_its_memory),
+        ("`RLIMIT_AS`", a_step_gets_no_more_memory),
+    ):
+        (directory / one.__name__).mkdir()
+        figures = await one(directory / one.__name__)
+        found.append(Figures(recovery=figures.recovery, counted=f"{name}: {figures.counted}"))
+    return Figures(
+        recovery=[seconds for figures in found for seconds in figures.recovery],
+        counted="; ".join(figures.counted for figures in found),
+    )
+
+
 async def a_step_kills_its_workers(directory: Path) -> Figures:
+    """A step sends its process a signal that nobody can catch."""
     with TestFleet(directory, max_deliveries=MAX_DELIVERIES) as fleet:
-        fleet.start(2)
-        async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
-            load = Load(client)
-            async with replaced(fleet, 2):
-                began = time.monotonic()
-                poison = await client.start(Poison)
-                with pytest.raises(DeadLettered, match="its worker died 3 times"):
-                    await poison
-                took = time.monotonic() - began
-                before = load.started
-                await eventually(lambda: load.started >= before + 4, PATIENCE)
-                runs = await load.stop()
-        assert len(fleet.ledger.lines("start")) > MAX_DELIVERIES
-        assert len(fleet.ledger.executions("kill")) == MAX_DELIVERIES
-        assert sum(worker.process.poll() == -9 for worker in fleet.workers) == MAX_DELIVERIES
-        fleet.wait_until_tidy([poison.run_id])
-        check(fleet, load, runs)
-        with fleet.redis() as redis:
-            (key,) = redis.keys("*}:dead")
-            ((_, letter),) = redis.xrange(key)
-            assert letter[b"run"].decode() == poison.run_id
-        again = executed_twice(fleet.ledger.executions("work"))
+        return await _given_up(fleet, Poison)
+
+
+async def a_step_is_killed_for_its_memory(directory: Path) -> Figures:
+    """The kernel kills a worker whose step eats more memory than its cgroup may have."""
+    with (
+        MemoryGroups.made() as groups,
+        TestFleet(directory, target=EATING, max_deliveries=MAX_DELIVERIES) as fleet,
+    ):
+        if groups is None:
+            return Figures(recovery=(), counted="no memory cgroup can be made here, not tried")
+        return await _given_up(fleet, Hungry, {CGROUP: str(groups)})
+
+
+async def _given_up(
+    fleet: TestFleet, poisonous: type[Workflow], environment: Mapping[str, str] | None = None
+) -> Figures:
+    """Runs a poisonous workflow beside others until it is given up, and checks who was harmed."""
+    fleet.start(2, environment=environment)
+    async with Client(fleet.url) as client, asyncio.timeout(2 * PATIENCE):
+        load = Load(client)
+        async with replaced(fleet, 2, environment):
+            began = time.monotonic()
+            poison = await client.start(poisonous)
+            with pytest.raises(DeadLettered, match="its worker died 3 times"):
+                await poison
+            took = time.monotonic() - began
+            before = load.started
+            await eventually(lambda: load.started >= before + 4, PATIENCE)
+            runs = await load.stop()
+    assert len(fleet.ledger.lines("start")) > MAX_DELIVERIES
+    assert len(fleet.ledger.executions("kill")) == MAX_DELIVERIES
+    killed = [worker for worker in fleet.workers if worker.process.poll() == -signal.SIGKILL]
+    assert len(killed) == MAX_DELIVERIES
+    fleet.wait_until_tidy([poison.run_id])
+    check(fleet, load, runs)
+    with fleet.redis() as redis:
+        (key,) = redis.keys("*}:dead")
+        ((_, letter),) = redis.xrange(key)
+        assert letter[b"run"].decode() == poison.run_id
+    again = executed_twice(fleet.ledger.executions("work"))
     return Figures(
         recovery=[took],
-        counted=f"{MAX_DELIVERIES} deaths, 1 dead letter, {len(runs)} runs beside it; of their steps executed "
-        f"twice: {share(*again)}",
+        counted=f"{MAX_DELIVERIES} deaths, 1 dead letter, {len(runs)} runs beside it; of their steps "
+        f"executed twice: {share(*again)}",
+    )
+
+
+async def a_step_gets_no_more_memory(directory: Path) -> Figures:
+    """A step whose process may not have more memory fails; nothing beside it does."""
+    with TestFleet(directory, target=EATING) as fleet:
+        (worker,) = fleet.start(environment={ADDRESS_SPACE: "yes"})
+        async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
+            load = Load(client)
+            began = time.monotonic()
+            hungry = await client.start(Hungry)
+            with pytest.raises(MemoryError):
+                await hungry
+            took = time.monotonic() - began
+            before = load.started
+            await eventually(lambda: load.started >= before + 4, PATIENCE)
+            runs = await load.stop()
+        assert len(fleet.ledger.executions("kill")) == 1
+        assert fleet.live == [worker]
+        check(fleet, load, runs)
+        again = executed_twice(fleet.ledger.executions("work"))
+    assert again[0] == 0
+    return Figures(
+        recovery=[took],
+        counted=f"0 deaths, {len(runs)} runs beside it; of their steps executed twice: {share(*again)}",
     )
 
 
