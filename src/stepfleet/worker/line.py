@@ -20,6 +20,9 @@ from stepfleet.worker.held import Held
 #: Steps that run before other parts of the worker have their turn: their commits go out while the next
 #: ones run.
 AT_ONCE: Final = 50
+#: Turns of the loop that the others have then: in them a reply is read, whoever asked for it goes on, and the
+#: next call is sent. With one, an answer lay here for up to 100 steps: 1->100->1 took a quarter longer.
+TURNS: Final = 3
 
 
 class Line:
@@ -54,7 +57,8 @@ class Line:
             while self._next and task in self._going and not _is_cancelled(task):
                 if left == 0:
                     left = AT_ONCE
-                    await asyncio.sleep(0)
+                    for _ in range(TURNS):
+                        await asyncio.sleep(0)
                     continue
                 left -= 1
                 held = self._next.popleft()
