@@ -20,7 +20,7 @@ from stepfleet.handler import WorkflowHandler
 from stepfleet.parents import Parent, parent_for
 from stepfleet.planning import cluster_name
 from stepfleet.remote_run import RemoteRun
-from stepfleet.storage.committer import WEIGHT
+from stepfleet.storage.committer import MUCH
 from stepfleet.storage.fleet import Fleet
 from stepfleet.workflow import Workflow
 
@@ -172,8 +172,8 @@ class Client:
             if span is not None:
                 answer = connected.spawn(connected.closed_by_end(span, name, target, answer))
             recording.append(answer)
-            if len(recording) % WEIGHT == 0:
-                await asyncio.sleep(0)  # a batch is full: it goes out while the next one is made
+            if len(recording) % MUCH == 0:
+                await asyncio.sleep(0)  # these go out while the next ones are made
         for handler, answer in zip(handlers, await asyncio.gather(*recording), strict=True):
             check_recorded(handler.run_id, answer)
         if failures:

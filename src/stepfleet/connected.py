@@ -1,6 +1,7 @@
 """The working part of a client: its connections, and how a run is recorded.
 
-It has three connections: commits (batched), reads, and one that waits for ends and public events.
+It has three connections: commits (batched), reads, and one that waits for ends and public events; a
+fourth where it has many commits at a time.
 """
 
 from __future__ import annotations
@@ -93,8 +94,12 @@ class Connected:
         self._is_patient = patience is None
         self._calls = fleet.link("client")
         self._reads = fleet.link("client-reads")
-        store = RunStore(self._calls, fleet.keys, consumer="client", bounds=fleet.bounds)
-        self.committer = Committer(store, patience=patience, random=fleet.random)
+        self._more_calls = fleet.link("client")
+        store, beside = (
+            RunStore(link, fleet.keys, consumer="client", bounds=fleet.bounds)
+            for link in (self._calls, self._more_calls)
+        )
+        self.committer = Committer(store, beside=beside, patience=patience, random=fleet.random)
         self.reader = RunReader(self._reads, fleet.keys)
         self.announced = Announced(fleet, self.reader)
         self.watcher = Watcher(
@@ -125,6 +130,7 @@ class Connected:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.watcher.close()
         await self._calls.close()
+        await self._more_calls.close()
         await self._reads.close()
 
     def _told(self, announced: list[Announcement]) -> None:

@@ -28,8 +28,9 @@ from stepfleet.core.commit import (
 )
 from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.storage import committer as committing
-from stepfleet.storage.committer import BYTES, WEIGHT, WIDE, Committer
+from stepfleet.storage.committer import MUCH, WEIGHT, Committer
 from stepfleet.storage.run_store import RunStore
+from stepfleet.storage.wide import BYTES, WIDE
 
 ROUTE = Route("Flow", "Work", "work", 4, 0, ("Work",))
 OTHER = ROUTE._replace(type="Other")
@@ -191,6 +192,135 @@ async def test_a_caller_that_went_away_does_not_disturb_the_others() -> None:
         store.gate.set()
         assert (await other).word == "applied"
     assert [one.run_id for call in store.calls for one in call] == ["gone", "other"]
+
+
+# -- a second call under way ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def with_a_call_under_way(
+    *first: Commit,
+) -> AsyncIterator[tuple[Committer, FakeStore, FakeStore]]:
+    """A committer whose first connection does not answer yet, and its two connections."""
+    store, beside = FakeStore(), FakeStore()
+    store.gate.clear()
+    async with running(store, beside=cast(RunStore, beside)) as committer:
+        for one in first:
+            committer.put(one, lambda _: None)
+        await store.called.wait()
+        yield committer, store, beside
+        store.gate.set()
+        async with asyncio.timeout(5):
+            await committer.drained()
+
+
+async def test_much_that_is_ready_goes_while_the_first_call_is_under_way() -> None:
+    async with with_a_call_under_way(commit("first")) as (committer, store, beside):
+        answers = [committer.sent(commit(f"r{n}")) for n in range(MUCH)]
+        async with asyncio.timeout(5):
+            await asyncio.gather(*answers)
+        assert (store.sizes, beside.sizes) == ([1], [MUCH])
+
+
+async def test_little_that_is_ready_waits_for_the_answer() -> None:
+    async with with_a_call_under_way(commit("first")) as (committer, store, beside):
+        for n in range(MUCH - 1):
+            committer.put(commit(f"r{n}"), lambda _: None)
+        await turns()
+        assert (store.sizes, beside.sizes) == ([1], [])
+    assert (store.sizes, beside.sizes) == ([1, MUCH - 1], [])
+
+
+OF_RUN = commit("run")
+EFFECT = Commit("run", EffectFence(ROUTE, "1-0"), [emit(1)])
+SETTLING = Commit("run", FENCE, [emit(1)])
+OF_ANOTHER_DELIVERY = Commit("run", EntryFence(ROUTE, "2-0", "E" * 22), [emit(1)])
+
+
+@pytest.mark.parametrize(
+    ("under_way", "next_"),
+    [(EFFECT, EFFECT), (EFFECT, SETTLING), (OF_RUN, OF_RUN), (OF_RUN, EFFECT), (SETTLING, OF_RUN)],
+    ids=[
+        "effects",
+        "an effect, its end",
+        "of a run",
+        "of a run, a delivery",
+        "a delivery, its run",
+    ],
+)
+async def test_what_depends_on_a_call_under_way_waits_for_its_answer(
+    under_way: Commit, next_: Commit
+) -> None:
+    """However much is behind it: the order stays."""
+    others = [commit(f"r{n}") for n in range(2 * MUCH)]
+    async with with_a_call_under_way(under_way) as (committer, store, beside):
+        for one in (others[0], next_, *others[1:]):
+            committer.put(one, lambda _: None)
+        await turns()
+        assert beside.calls in ([], [others[:1]])
+    behind = [one for call in store.calls[1:] for one in call]
+    assert next_ in behind
+    assert [one for call in [*store.calls[1:], *beside.calls] for one in call if one is next_] == [
+        next_
+    ]
+
+
+async def test_two_deliveries_of_a_run_do_not_wait_for_each_other() -> None:
+    async with with_a_call_under_way(SETTLING) as (committer, _, beside):
+        others = [committer.sent(OF_ANOTHER_DELIVERY) for _ in range(MUCH)]
+        async with asyncio.timeout(5):
+            await asyncio.gather(*others)
+        assert beside.sizes == [MUCH]
+
+
+async def test_a_call_without_a_reply_is_sent_again_whatever_is_under_way_beside_it() -> None:
+    async with with_a_call_under_way(commit("first")) as (committer, store, beside):
+        beside.failures = [ConnectionLost("reset")]
+        answers = [committer.sent(commit(f"r{n}")) for n in range(MUCH)]
+        async with asyncio.timeout(5):
+            await asyncio.gather(*answers)
+        assert beside.calls[0] == beside.calls[1]
+        assert store.sizes == [1]
+
+
+async def test_what_was_refused_is_not_overtaken_by_what_depends_on_it() -> None:
+    store, beside = FakeStore(), FakeStore()
+    store.gate.clear()
+    store.answers = {"run": ["refused"]}
+    answered: list[str] = []
+    async with running(store, beside=cast(RunStore, beside)) as committer:
+        committer.put(EFFECT, lambda answer: answered.append(f"effect {answer}"))
+        await store.called.wait()
+        committer.put(SETTLING, lambda answer: answered.append(f"end {answer}"))
+        for n in range(2 * MUCH):
+            committer.put(commit(f"r{n}"), lambda _: None)
+        store.gate.set()
+        async with asyncio.timeout(5):
+            await committer.drained()
+    assert [one.split(" ")[0] for one in answered] == ["effect", "end"]
+    together = [*store.calls, *beside.calls]
+    assert sum(EFFECT in call for call in together) == 2
+
+
+async def test_who_waits_for_either_call_is_told_when_the_committer_ends() -> None:
+    store, beside = FakeStore(), FakeStore()
+    store.gate.clear()
+    beside.gate.clear()
+    async with running(store, beside=cast(RunStore, beside)) as committer:
+        first = committer.sent(commit("first"))
+        await store.called.wait()
+        second = [committer.sent(commit(f"r{n}")) for n in range(MUCH)]
+        await beside.called.wait()
+        last = committer.sent(commit("last"))
+    for one in (first, *second, last):
+        with pytest.raises(ConnectionLost, match="was closed"):
+            await one
+
+
+async def turns() -> None:
+    """Let everything run that is ready."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 # -- wide results ------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ class Worker:
         self._calls = fleet.link("worker")
         self._reads = fleet.link("worker-read")
         self._commits = fleet.link("worker-commit")
+        self._more_commits = fleet.link("worker-commit")
         self._reader = RunReader(self._calls, fleet.keys)
         self._started_ms = fleet.clock.wall_ms()
         self._draining = False
@@ -144,7 +145,10 @@ class Worker:
                 self._consumer, is_idle=self._is_idle, took=self._took, missed=self._missed
             ),
         )
-        self._committer = Committer(store, random=self._fleet.random)
+        beside = RunStore(
+            self._more_commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds
+        )
+        self._committer = Committer(store, beside=beside, random=self._fleet.random)
         self._processor = Processor(
             self._fleet,
             self._committer,
@@ -324,7 +328,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._heartbeat.stop()
-        for link in (self._calls, self._reads, self._commits):
+        for link in (self._calls, self._reads, self._commits, self._more_commits):
             await link.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
