@@ -115,11 +115,13 @@ def _acknowledges_later(commit: Any) -> Any:
 
 def _gives_up(lost: Callable[[Commit], bool]) -> Callable[[Any], Any]:
     def change(answered: Any) -> Any:
-        async def once(self: Committer, commits: list[Commit]) -> list[Any]:
+        async def once(
+            self: Committer, commits: list[Commit], store: run_store.RunStore
+        ) -> list[Any]:
             if not all(lost(commit) for commit in commits):
-                return await answered(self, commits)
+                return await answered(self, commits, store)
             try:
-                return list(await self._store.commit(commits))
+                return list(await store.commit(commits))
             except ConnectionLost:
                 return [Answer("applied") for _ in commits]
 

@@ -30,6 +30,7 @@ from stepfleet.errors import (
 )
 from stepfleet.handler import WorkflowHandler
 from stepfleet.planning import make_plan
+from stepfleet.storage import committer
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.run_store import Bounds
 from stepfleet.wire import decode_public
@@ -67,6 +68,8 @@ MAX_DELIVERIES = 3
 LOSSY = 0.15
 #: Leases for which a step may block its loop: fewer than in life, as a simulation is shorter.
 STALL = 3
+#: Weight from which on a second call goes while one is under way: as fewer are ready at a time than in life.
+MUCH = 1
 #: Callbacks after which a simulation counts as one that never comes to an end.
 MOST_TURNS = 3_000_000
 
@@ -214,6 +217,7 @@ class Simulation:
             with (
                 redis_time(self._redis_now),
                 patch.object(heartbeat, "STALL", STALL),
+                patch.object(committer, "MUCH", MUCH),
                 _quiet(),
             ):
                 self._run()

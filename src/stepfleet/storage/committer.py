@@ -162,7 +162,7 @@ class Committer:
         """Take what goes in one call, up to what has to wait for an answer that is under way."""
         batch: list[_Item] = []
         weight = size = 0
-        busy = _Subjects(under_way) if under_way and self._queue else None
+        busy = Subjects(under_way) if under_way and self._queue else None
         while self._queue:
             item = self._queue[0]
             if batch and (weight + item[2] > WEIGHT or size + item[3] > BYTES):
@@ -255,7 +255,7 @@ class Committer:
         return answers
 
 
-class _Subjects:
+class Subjects:
     """What the commits under way are about: deliveries of runs, or runs as a whole."""
 
     def __init__(self, items: Iterable[_Item]) -> None:
