@@ -748,42 +748,53 @@ async def test_a_worker_that_dies_while_it_buries_an_entry_leaves_no_run_behind(
 # -- Redis that came back with an older state ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["published", "stored"])
-async def test_a_step_whose_confirmed_effects_redis_has_lost_runs_again(
-    place: Place, what: str
+@pytest.mark.parametrize("lost", ["published", "stored"])
+@pytest.mark.parametrize("later", ["", "published", "stored"])
+async def test_a_step_of_whose_confirmed_effects_redis_has_lost_one_runs_again(
+    place: Place, lost: str, later: str
 ) -> None:
     ran: list[str] = []
-
-    async def lose(run_id: str, delivery: str) -> None:
-        sent, open_ = place.keys.sent(run_id, delivery), place.keys.open(run_id)
-
-        async def is_confirmed() -> bool:
-            if what == "published":
-                return await place.call("EXISTS", sent) == 1
-            return await place.call("HEXISTS", open_, f"{delivery}!") == 1
-
-        await eventually(is_confirmed, SOON)
-        await place.call("DEL", sent, place.keys.store(run_id))
-        await place.call("HDEL", open_, f"{delivery}!")
 
     class Flow(Workflow, types=[Reply]):
         @step
         async def begin(self, ctx: Context, ev: StartEvent) -> Item:
             run_id, _, delivery = ctx.idempotency_key.partition(":")
             ran.append(delivery)
-            if what == "published":
-                ctx.write_event_to_stream(Reply(v=1))
-            else:
-                await ctx.store.set("kept", "yes")
+            before = await place.call("HGETALL", place.keys.open(run_id))
+            await take_effect(ctx, lost, 1)
+            await until_confirmed(run_id, delivery, before)
             if len(ran) == 1:
-                await lose(run_id, delivery)
+                await go_back(run_id, delivery, before)
+            if later:
+                before = await place.call("HGETALL", place.keys.open(run_id))
+                await take_effect(ctx, later, 2)
+                await until_confirmed(run_id, delivery, before)
             return Item(n=1)
 
         @step
         async def end(self, ctx: Context, ev: Item) -> StopEvent:
-            return StopEvent(result=await ctx.store.get("kept", default="no"))
+            return StopEvent(result=[await ctx.store.get(f"v{v}", default="no") for v in (1, 2)])
+
+    async def take_effect(ctx: Context, what: str, v: int) -> None:
+        if what == "published":
+            ctx.write_event_to_stream(Reply(v=v))
+        else:
+            await ctx.store.set(f"v{v}", "yes")
+
+    async def until_confirmed(run_id: str, delivery: str, before: list[bytes]) -> None:
+        async def is_confirmed() -> bool:
+            return await place.call("HGETALL", place.keys.open(run_id)) != before
+
+        await eventually(is_confirmed, SOON)
+
+    async def go_back(run_id: str, delivery: str, before: list[bytes]) -> None:
+        known = place.keys.open(run_id)
+        await place.call("DEL", known, place.keys.sent(run_id, delivery), place.keys.store(run_id))
+        await place.call("HSET", known, *before)
 
     flow = await place.serve(Flow)
-    assert await flow.run() == ("yes" if what == "stored" else "no")
+    handler = flow.run()
+    expected = ["yes" if what == "stored" else "no" for what in (lost, later)]
+    assert await handler == expected
     assert len(ran) == 2
     assert len(set(ran)) == 1

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import pytest
+
 from stepfleet.core.commit import (
     Commit,
     ControlFence,
+    Count,
+    Counted,
     Has,
     Is,
     Keep,
-    Kept,
-    Note,
     SetTimer,
     Stored,
+    Unapplied,
     Unwait,
     Wait,
+    Word,
     Write,
-    Written,
 )
-from tests.scripts.rig import SYS, WIDE, Rig, did, due, effect, emit, settle
+from tests.scripts.rig import SYS, WIDE, Entry, Rig, did, due, effect, emit, settle
 
 
 def control(run_id: str, *words: object, expects: tuple[object, ...] = ()) -> Commit:
@@ -82,31 +85,51 @@ def test_a_version_of_a_value_never_comes_again(rig: Rig) -> None:
 # -- a server that came back with an older state -------------------------------------------------------
 
 
-def test_a_delivery_whose_early_effect_was_lost_is_not_settled(rig: Rig) -> None:
+def early(entry: Entry, call: int, *words: Word, execution: str = "x.1") -> Commit:
+    mine = (entry.id, execution, call)
+    return effect(entry, *words, Count(*mine), expects=[Unapplied(*mine)])
+
+
+def counting(entry: Entry, calls: int, execution: str = "x.1") -> Commit:
+    return settle(entry, expects=[Counted(entry.id, execution, calls)])
+
+
+def test_a_delivery_is_settled_with_all_of_its_early_commits(rig: Rig) -> None:
     run_id = rig.start(emit(WIDE, "s"))
     entry = rig.take(WIDE)
-    rig.apply(effect(entry, emit(WIDE, "x", guard=did("s"))))
-    last = settle(entry)._replace(expects=[Kept(did("s"), did("x"))])
-    known = rig.client.hgetall(rig.keys.sent(run_id, did("s")))
-    rig.client.delete(rig.keys.sent(run_id, did("s")))
-    assert rig.words(last) == ["rewound"]
+    first, third = (
+        early(entry, 1, emit(WIDE, "x", guard=did("s"))),
+        early(entry, 3, Write("f", b"v")),
+    )
+    # The second was refused, the third came twice.
+    assert rig.words(first, third, third) == ["applied"] * 3
+    assert rig.client.hget(rig.keys.store(run_id), "f") == b"1:v"
+    assert rig.words(counting(entry, 3)) == ["rewound"]
+    assert rig.words(counting(entry, 1, "x.2")) == ["rewound"]
+    assert rig.words(counting(entry, 2)) == ["applied"]
+
+
+def test_a_delivery_of_which_an_early_commit_was_lost_is_not_settled(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "s"))
+    entry = rig.take(WIDE)
+    rig.apply(early(entry, 1, Write("f", b"v")))
+    before = rig.client.hgetall(rig.keys.open(run_id))
+    rig.apply(early(entry, 2, Write("f", b"w")))
+    rig.client.hset(rig.keys.open(run_id), mapping=before)
+    # The last one is there, what was before it is not.
+    rig.apply(early(entry, 3, Write("f", b"w")))
+    assert rig.words(counting(entry, 3)) == ["rewound"]
     assert "s" in rig.queued(WIDE)
-    rig.client.hset(rig.keys.sent(run_id, did("s")), mapping=known)
-    assert rig.words(last) == ["applied"]
+    # The step runs again, and its commits are counted anew.
+    rig.apply(early(entry, 1, Write("f", b"v"), execution="x.2"))
+    assert rig.words(counting(entry, 1, "x.2")) == ["applied"]
 
 
-def test_a_delivery_whose_store_write_was_lost_is_not_settled(rig: Rig) -> None:
+@pytest.mark.parametrize("damage", ["no number", "x.1 2", "", "x.1 two three"])
+def test_early_commits_whose_count_is_damaged_count_as_lost(rig: Rig, damage: str) -> None:
     run_id = rig.start(emit(WIDE, "s"))
     entry = rig.take(WIDE)
-    rig.apply(effect(entry, Write("f", b"v"), Note(f"{did('s')}!", "x.1 2")))
-
-    def ends_after(execution: str, call: int) -> str:
-        (word,) = rig.words(settle(entry)._replace(expects=[Written(did("s"), execution, call)]))
-        return word
-
-    assert ends_after("x.1", 3) == "rewound"
-    assert ends_after("x.2", 1) == "rewound"
-    rig.client.hset(rig.keys.open(run_id), f"{did('s')}!", "no number")
-    assert ends_after("x.1", 1) == "rewound"
-    rig.client.hset(rig.keys.open(run_id), f"{did('s')}!", "x.1 2")
-    assert ends_after("x.1", 1) == "applied"
+    rig.client.hset(rig.keys.open(run_id), f"{did('s')}!", damage)
+    assert rig.words(counting(entry, 1)) == ["rewound"]
+    assert rig.words(early(entry, 1, execution="x.2")) == ["applied"]
+    assert rig.words(counting(entry, 1, "x.2")) == ["applied"]

@@ -377,6 +377,10 @@ MUTANTS: tuple[Mutant, ...] = (
         python=[(processor, "_still_known", lambda _: lambda held: [])],
     ),
     Mutant(
+        "only the last of a step's early commits is missed when Redis has lost some",
+        lua=[("expectations", "if calls < A[j + 2] + 0 then", "if early(j) < A[j + 2] + 0 then")],
+    ),
+    Mutant(
         "a jump of Redis' clock makes every lease look old",
         python=[(Heartbeat, "_learn", _trusts_the_clock)],
     ),

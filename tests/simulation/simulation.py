@@ -637,7 +637,7 @@ class Simulation:
         while True:
             await asyncio.sleep(chosen.uniform(0.0, 0.05))
             before, commits = commits, self.invariants.commits
-            if before == commits or chosen.random() > 0.15:
+            if before == commits or chosen.random() > 0.3:
                 continue  # where nothing happens nothing is lost
             saved, forget = self.server.saved(), self.invariants.memory()
             seconds = chosen.choice((0.01, 0.1, 0.5, 2.0)) * chosen.random()
@@ -806,8 +806,14 @@ class Simulation:
 
     def _check_completed(self, plan: RunPlan) -> None:
         record = self.server.value(self.keys.store(plan.run_id))
-        stored = record._values.get(b"count")
-        count = self.plan.codec.decode_value(stored.partition(b":")[2]) if stored else 0
+        stored = {
+            name.decode(): self.plan.codec.decode_value(value.partition(b":")[2])
+            for name, value in record._values.items()
+        }
+        written = {name: value for name, value in stored.items() if name.startswith("job")}
+        if written != plan.stored():
+            self._violated("D2", f"{plan.run_id}: stored {written}, should be {plan.stored()}")
+        count = stored.get("count", 0)
         done, begun = self.ledger.edits_done[plan.run_id], self.ledger.edits_begun[plan.run_id]
         if not done <= count <= begun:
             self._violated("D2", f"{plan.run_id}: {count} edits, {done} of {begun} returned")

@@ -106,6 +106,11 @@ class Answer(HumanResponseEvent):
     value: str
 
 
+#: Seconds between two things that a step does where Redis may lose one of them.
+DWELL: Final = 0.3
+#: What every job does first there.
+DWELLING: Final = (["set", 90], ["sleep", DWELL], ["publish", 91], ["sleep", DWELL], ["set", 92])
+
 #: How the key begins that stands for several.
 PAIR = "pair "
 
@@ -170,7 +175,7 @@ async def _carry_out(ctx: Context[Any], ev: Job, attempt: int, flow: Workflow) -
             case "edit":
                 await _edit(ctx)
             case "set":
-                await ctx.store.set(f"job{ev.number}", [ev.round, argument])
+                await ctx.store.set(f"job{ev.number}-{argument}", ev.round)
             case "ask" | "late":
                 answers.append(await _wait(ctx, ev, word, argument))
             case "poison":
@@ -420,12 +425,21 @@ class RunPlan:
         """Returns this run without what nobody repeats when Redis has lost it.
 
         Those are events and cancels of clients, edits, whose attempt fails when their lock is lost, and the
-        place under a ceiling that a step lent to the run which it awaits.
+        place under a ceiling that a step lent to the run which it awaits. A step that does several things
+        dwells between them, so that Redis loses some of them and not the others.
         """
         without = {"ask", "edit"} | ({"child"} if has_ceiling else set())
         jobs = [
             [op for op in ops if op[0] not in without and op != ["fail", ATTEMPTS]]
             for ops in self.begin.jobs
+        ]
+        dwell = ["sleep", DWELL]
+        jobs = [
+            [
+                *DWELLING,
+                *(part for op in ops for part in ((op,) if op[0] == "sleep" else (op, dwell))),
+            ]
+            for ops in jobs
         ]
         begin = self.begin.model_copy(update={"jobs": jobs, "extras": 0})
         return replace(self, begin=begin, timeout=None, cancelled=None)
@@ -468,6 +482,15 @@ class RunPlan:
             if answer not in ({"late"} if word == "late" else sent[self.run_id, key]):
                 return False
         return True
+
+    def stored(self) -> dict[str, int]:
+        """Returns what a run that completed leaves in the store: the last round of each write of a job."""
+        return {
+            f"job{number}-{argument}": self.begin.rounds
+            for number, ops in enumerate(self.begin.jobs)
+            for word, argument in ops
+            if word == "set"
+        }
 
     def notes(self) -> Counter[str]:
         """Returns what a run that completed published: once per attempt that came so far."""

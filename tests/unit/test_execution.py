@@ -158,6 +158,7 @@ def test_what_did_not_go_out_leaves_with_the_outcome() -> None:
     made = execution()
     made.publish(A())
     made.take_effects()
+    made.next_call()
     traces = made.traces(age_ms=0)
     assert (traces.effects, traces.guarded, len(traces.published)) == ([], True, 1)
 

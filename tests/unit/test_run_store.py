@@ -21,7 +21,7 @@ from stepfleet.storage.scripts import PARTS, script
 GOLDEN = Path(__file__).parents[1] / "golden" / "commit"
 #: Raise it when the arguments of a commit change: workers of two versions run side by side, each
 #: with its own script, so this is about what reviewers see and not about what must stay.
-LAYOUT = 4
+LAYOUT = 5
 
 WORK = Route("Flow", "Work", "work", 4, 0, ("Work",))
 LIMITED = Route("Flow", "Item", "pick", 2, 3, ("Item", "Part"))
@@ -137,7 +137,7 @@ COMMITS: dict[str, list[Commit]] = {
         Commit(
             "run1",
             c.EffectFence(WORK, "1-0"),
-            [c.Deadline(7), c.Lock("token", 15_000), c.Note(f"{D1}!", "x.1 1")],
+            [c.Deadline(7), c.Lock("token", 15_000), c.Count(D1, "x.1", 1)],
             [c.Unapplied(D1, "x.1", 1), c.Free("token")],
         ),
         Commit(
@@ -147,9 +147,7 @@ COMMITS: dict[str, list[Commit]] = {
             [c.Locked("token"), c.Stored("field", 3), c.Stored("new", 0)],
         ),
     ],
-    "kept": [
-        Commit("run1", c.EntryFence(WORK, "1-0", D1), (), [c.Kept(D1, D2), c.Written(D1, "x.1", 1)])
-    ],
+    "counted": [Commit("run1", c.EntryFence(WORK, "1-0", D1), (), [c.Counted(D1, "x.1", 1)])],
     "damaged": [Commit("run1", c.DamagedFence(), [c.End("failed", b"end", ("error", b"e"))])],
     "amend": [Commit("run1", c.AmendFence(), [c.Write("field", b"\x02")], [c.Free("-")])],
     "wide": [

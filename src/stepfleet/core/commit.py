@@ -190,19 +190,12 @@ class Unapplied(NamedTuple):
     call: int
 
 
-class Kept(NamedTuple):
-    """An early effect of a delivery is still known (else Redis lost it, and the commit answers `rewound`)."""
-
-    delivery: str
-    field: str
-
-
-class Written(NamedTuple):
-    """This store write of this execution is still known (else the commit answers `rewound`)."""
+class Counted(NamedTuple):
+    """So many early commits of this execution are known (else Redis lost some: `rewound`)."""
 
     delivery: str
     execution: str
-    call: int
+    calls: int
 
 
 class Recorded(NamedTuple):
@@ -240,8 +233,7 @@ Expectation = (
     | Free
     | Locked
     | Unapplied
-    | Kept
-    | Written
+    | Counted
     | Recorded
     | Located
     | Withheld
@@ -438,6 +430,14 @@ class Forget(NamedTuple):
     delivery: str
 
 
+class Count(NamedTuple):
+    """Counts an early commit of an execution, by its number there: it is `Unapplied` once."""
+
+    delivery: str
+    execution: str
+    call: int
+
+
 class Write(NamedTuple):
     """Sets a top-level key of the store to its next version."""
 
@@ -632,6 +632,7 @@ Word = (
     | Tell
     | Note
     | Forget
+    | Count
     | Write
     | Unwrite
     | Lock

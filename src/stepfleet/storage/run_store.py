@@ -333,12 +333,8 @@ def _unapplied(p: Packing, args: list[Arg], e: c.Unapplied) -> None:
     args += ("unapplied", f"{e.delivery}!", e.execution, e.call)
 
 
-def _kept(p: Packing, args: list[Arg], e: c.Kept) -> None:
-    args += ("kept", p.key(p.keys.sent(p.run_id, e.delivery)), e.field)
-
-
-def _written(p: Packing, args: list[Arg], e: c.Written) -> None:
-    args += ("written", f"{e.delivery}!", e.execution, e.call)
+def _counted(p: Packing, args: list[Arg], e: c.Counted) -> None:
+    args += ("counted", f"{e.delivery}!", e.execution, e.calls)
 
 
 def _recorded(p: Packing, args: list[Arg], e: c.Recorded) -> None:
@@ -506,6 +502,10 @@ def _forget(p: Packing, args: list[Arg], w: c.Forget) -> None:
     args += ("drop", p.key(p.keys.open(p.run_id)), f"{w.delivery}!")
 
 
+def _count(p: Packing, args: list[Arg], w: c.Count) -> None:
+    args += ("early", f"{w.delivery}!", w.execution, w.call)
+
+
 def _write(p: Packing, args: list[Arg], w: c.Write) -> None:
     args += ("write", p.key(p.keys.store(p.run_id)), w.field, w.value)
 
@@ -665,8 +665,7 @@ _EXPECTATIONS: dict[type[Any], _Writer] = {
     c.Free: _free,
     c.Locked: _locked,
     c.Unapplied: _unapplied,
-    c.Kept: _kept,
-    c.Written: _written,
+    c.Counted: _counted,
     c.Recorded: _recorded,
     c.Located: _located,
     c.Withheld: _withheld,
@@ -695,6 +694,7 @@ _WORDS: dict[type[Any], _Writer] = {
     c.Tell: _tell,
     c.Note: _note,
     c.Forget: _forget,
+    c.Count: _count,
     c.Write: _write,
     c.Unwrite: _unwrite,
     c.Lock: _lock,

@@ -128,12 +128,11 @@ class Execution:
         self.joined: list[str] = []
         #: Token of the edit lock while it is held.
         self.lock = ""
-        #: Store writes so far: each has a number, so that one sent twice is applied once.
-        self.writes = 0
-        #: The last of them that was applied, 0 for none.
-        self.written = 0
-        #: What is kept of the last effect that went out early, '' for none.
-        self.kept = ""
+        #: Early commits so far, of effects and store writes: each has a number, so that one sent twice is
+        #: applied once.
+        self.calls = 0
+        #: How many of them Redis has, once all are answered.
+        self.counted = 0
         self._flush_soon = flush_soon
         self._now_ms = now_ms
         self._journal: list[Any] = []
@@ -142,7 +141,6 @@ class Execution:
         self._inbox = list(known.inbox)
         self._claimed: list[bytes] = []
         self._effects: list[Effect] = []
-        self._flushed = False
         self._published: list[str] = []
         self._occurrences: dict[str, int] = {}
         self._sent = 0
@@ -238,17 +236,12 @@ class Execution:
         """Return the effects that have not gone out, which now do."""
         with self._mutex:
             effects, self._effects = self._effects, []
-            self._flushed = self._flushed or bool(effects)
-            for effect in effects:
-                if isinstance(effect, Shown):
-                    self.kept = effect.field
-                elif effect.routes:
-                    self.kept = effect.routes[-1][1]
             return effects
 
-    def had_store_write(self) -> None:
-        """Note that something of this execution is applied: the settling commit has to clean up."""
-        self._flushed = True
+    def next_call(self) -> int:
+        """Return the number of a further early commit."""
+        self.calls += 1
+        return self.calls
 
     def _too_many(self, events: int) -> TooLargeError:
         return TooLargeError(
@@ -469,12 +462,12 @@ class Execution:
         """Return what this execution leaves behind; its queued effects go with them."""
         with self._mutex:
             effects, self._effects = self._effects, []
-        left = effects or self._flushed or self.repeated
+        left = effects or self.calls or self.repeated
         if not (left or self.lock or self._claimed or self.ended_runs):
             return Traces(age_ms=age_ms, execution=self.token)  # like most, 0.4 us sooner
         return Traces(
             effects=effects,
-            guarded=self._flushed or self.repeated,
+            guarded=self.calls > 0 or self.repeated,
             published=tuple(self._published),
             repeated=self.repeated,
             lock=self.lock,

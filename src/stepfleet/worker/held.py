@@ -38,7 +38,7 @@ class Held:
     alone: bool = False
     #: Waits or has waited for another run: others may have its slot.
     lent: bool = False
-    #: An early effect of it could not be carried out: it is not looked for when it is settled.
-    unkept: bool = False
+    #: An early effect of it could not be carried out: they are not counted when it is settled.
+    uncounted: bool = False
     #: Why it was cancelled: 'over', 'gone', 'late' or 'drain'.
     cancelled: str = ""

@@ -23,6 +23,8 @@ from stepfleet.core.commit import (
     Answer,
     Commit,
     ControlFence,
+    Count,
+    Counted,
     DeadLetter,
     EffectFence,
     Emit,
@@ -30,7 +32,6 @@ from stepfleet.core.commit import (
     EntryFence,
     Expectation,
     Is,
-    Kept,
     Note,
     Park,
     Recount,
@@ -41,7 +42,6 @@ from stepfleet.core.commit import (
     Unapplied,
     Wake,
     Word,
-    Written,
 )
 from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
@@ -564,27 +564,14 @@ class Processor:
 
     def _open_store(self, held: Held, served: Served, execution: Execution) -> StateStore[Any]:
         """Return the store of an execution: most steps never ask for it."""
-        delivery, plan, token = execution.delivery, served.plan, execution.token
+        delivery, plan = execution.delivery, served.plan
 
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
             self._flush(execution)
-            execution.had_store_write()
-            execution.writes += 1
-            call = execution.writes
-            answer = await self._committer.commit(
-                Commit(
-                    delivery.run_id,
-                    EffectFence(delivery.route, delivery.entry),
-                    [
-                        *effects_commit(delivery, (), age_ms=self._age_ms(held)),
-                        *words,
-                        Note(f"{delivery.id}!", f"{token} {call}"),
-                    ],
-                    [Unapplied(delivery.id, token, call), *expects],
-                )
-            )
+            words = [*effects_commit(delivery, (), age_ms=self._age_ms(held)), *words]
+            answer = await self._committer.commit(_early(execution, words, expects))
             if answer.word == "applied":
-                execution.written = max(execution.written, call)
+                execution.counted += 1
             return answer
 
         def on_lock(lock: str) -> None:
@@ -601,7 +588,7 @@ class Processor:
             delivery.run_id,
             plan.codec,
             apply,
-            token=lambda: f"{delivery.id}:{token}:{execution.writes}",
+            token=lambda: f"{delivery.id}:{execution.token}:{execution.calls}",
             lock_ms=self._lease_ms,
             turn=served.turns.setdefault(delivery.run_id, asyncio.Lock()),
             on_lock=on_lock,
@@ -695,10 +682,16 @@ class Processor:
             return
         held.armed = True
         words = effects_commit(delivery, effects, age_ms=self._age_ms(held))
-        commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
+        commit = _early(execution, words)
         if any(isinstance(word, Emit) for word in words):
             commit = emitted(commit, delivery.record, execution.plan, by=delivery.id)
-        self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
+        # What comes behind it in the stream of commits is answered behind it.
+        execution.counted += 1
+        self._committer.put(commit, partial(self._flush_answered, held))
+
+    def _flush_answered(self, held: Held, answer: Answer | StoreError) -> None:
+        held.uncounted = held.uncounted or answer is not APPLIED
+        self._effect_answered(held, answer)
 
     def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:
         if not isinstance(answer, Answer):
@@ -706,7 +699,6 @@ class Processor:
         if answer.word == "applied":
             self._tell_of_timers(held.delivery)
         if answer.word not in ("gone", "over", "unknown-run"):
-            held.unkept = held.unkept or answer.word != "applied"
             return
         if answer.word == "gone" and not held.cancelled:
             with step_log_context(*_log_fields(held.delivery)):
@@ -938,18 +930,27 @@ def _consequence(words: Sequence[Word]) -> str:
     return "the run goes on"
 
 
+def _early(
+    execution: Execution, words: Sequence[Word], expects: Sequence[Expectation] = ()
+) -> Commit:
+    """Return a commit of a step that goes on: it is applied once, and missed if Redis loses it."""
+    delivery, mine = execution.delivery, (execution.delivery.id, execution.token)
+    call = execution.next_call()
+    return Commit(
+        delivery.run_id,
+        EffectFence(delivery.route, delivery.entry),
+        [*words, Count(*mine, call)],
+        [Unapplied(*mine, call), *expects],
+    )
+
+
 def _still_known(held: Held) -> list[Expectation]:
     """Return what shows that Redis has all that it confirmed of this execution.
 
     A server that comes back with an older state may have the delivery and not what its step has sent or
-    stored since: settled now, the run would go on without that.
+    stored since: settled now, the run would go on without that, or without a part of it.
     """
     execution = held.execution
-    if execution is None:
+    if execution is None or not execution.counted or held.uncounted:
         return []
-    expects: list[Expectation] = []
-    if execution.kept and not held.unkept:
-        expects.append(Kept(held.delivery.id, execution.kept))
-    if execution.written:
-        expects.append(Written(held.delivery.id, execution.token, execution.written))
-    return expects
+    return [Counted(held.delivery.id, execution.token, execution.counted)]

@@ -98,7 +98,7 @@ async def _texts(handler: WorkflowHandler) -> list[str]:
     "(a power failure with `everysec`)",
     seen="runs started in that second are `RunNotFound`: start them again with the same id; others go "
     "on from an earlier point, and their steps run again",
-    lost="what was acknowledged in that second",
+    lost="what was acknowledged in that second, never half a step",
     recovery="Redis answers to the next step",
 )
 async def the_tail_of_the_log_is_lost(directory: Path, *, cuts: int = 3) -> Figures:

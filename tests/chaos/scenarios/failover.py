@@ -97,8 +97,9 @@ def _check(pair: Pair, fleet: TestFleet, load: Load, runs: list[str], directory:
     fault="the master dies, a Sentinel makes a replica that is 0.3 s behind the master (a master that is "
     "silent for 1 s is down)",
     seen="as Redis that is away; runs started last may be `RunNotFound`, others go on from an earlier point",
-    lost="what was acknowledged and not yet replicated",
+    lost="what was acknowledged and not yet replicated, never half a step",
     recovery="death to the next step",
+    is_quick=True,
 )
 async def a_master_dies(directory: Path) -> Figures:
     with replicated(directory) as pair, TestFleet(directory, pair.master) as fleet:

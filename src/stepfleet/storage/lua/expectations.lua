@@ -15,10 +15,12 @@ local function moved(buffer, list, version)
   return 'conflict ' .. buffer .. ' ' .. version .. ' ' .. rc('LLEN', K[list])
 end
 
--- Whether a call of an execution, or a later one, was applied: field of `open`, execution, call.
-local function is_applied(j)
-  local execution, call = string.match(rc('HGET', open, A[j]) or '', '^(%S+) (%d+)$')
-  return execution == A[j + 1] and call + 0 >= A[j + 2] + 0
+-- The early commits of an execution that were applied: number of the last one, how many. At j: field of `open`,
+-- execution.
+local function early(j)
+  local execution, last, calls = string.match(rc('HGET', open, A[j]) or '', '^(%S+) (%d+) (%d+)$')
+  if execution ~= A[j + 1] then return 0, 0 end
+  return last + 0, calls + 0
 end
 
 local function further_expectations()
@@ -100,20 +102,16 @@ local function further_expectations()
       if rc('GET', K[A[j] + 0]) ~= A[j + 1] then return j + 2, 'conflict' end
       return j + 2
     end,
-    -- field of `open`, execution, call: this call of this execution was not applied yet
+    -- field of `open`, execution, number: this early commit, and with it any later one, was not applied yet
     unapplied = function(j)
-      if is_applied(j) then return j + 3, 'applied' end
+      if early(j) >= A[j + 2] + 0 then return j + 3, 'applied' end
       return j + 3
     end,
-    -- field of `open`, execution, call: this call, which was applied, is not lost
-    written = function(j)
-      if not is_applied(j) then return j + 3, 'rewound' end
+    -- field of `open`, execution, how many: none of so many early commits is lost
+    counted = function(j)
+      local _, calls = early(j)
+      if calls < A[j + 2] + 0 then return j + 3, 'rewound' end
       return j + 3
-    end,
-    -- effects of a delivery, one of them, which was carried out: it is not lost
-    kept = function(j)
-      if rc('HEXISTS', K[A[j] + 0], A[j + 1]) == 0 then return j + 2, 'rewound' end
-      return j + 2
     end,
   }
 end

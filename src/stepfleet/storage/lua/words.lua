@@ -55,6 +55,15 @@ local WORD = lazily({
       opened[#opened + 1] = A[j + 1]
     end,
   },
+  -- field of `open`, execution, number: one more of its early commits was applied
+  early = {
+    size = 3,
+    write = function(j)
+      local _, calls = early(j)
+      opened[#opened + 1] = A[j]
+      opened[#opened + 1] = A[j + 1] .. ' ' .. A[j + 2] .. ' ' .. calls + 1
+    end,
+  },
   -- zset of live runs, age of this execution in ms: the budget runs from the earliest execution that is known
   deadline = {
     size = 2,
