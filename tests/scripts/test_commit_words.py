@@ -9,6 +9,7 @@ from stepfleet.core.commit import (
     Append,
     Commit,
     ControlFence,
+    Count,
     DeadLetter,
     Deadline,
     DropTimer,
@@ -177,7 +178,7 @@ def test_nothing_is_written_behind_the_end(rig: Rig) -> None:
     rig.apply(settle(first, end()))
     record, keys = rig.run(run_id), rig.keys_of(run_id)
     late = [
-        effect(second, Deadline(0), Publish(b"q"), Write("f", b"v"), Note(f"{second.id}!", "e 1")),
+        effect(second, Deadline(0), Publish(b"q"), Write("f", b"v"), Count(second.id, "e", 1)),
         settle(third, end("failed")),
         Commit(run_id, OperationFence("o"), [Write("f", b"v")]),
         cancel(run_id),
@@ -201,7 +202,7 @@ def test_no_key_of_an_ended_run_lives_on(rig: Rig) -> None:
     rig.apply(settle(b, Wait(b.id, "T", b"w")))
     rig.apply(settle(c, Keep(b"x", 2)))
     rig.apply(effect(d, Publish(b"p", d.id, "f"), emit(WIDE, "x", guard=d.id)))
-    rig.apply(effect(e, emit(WIDE, "y", guard=e.id), Note(f"{e.id}!", "e 1")))
+    rig.apply(effect(e, emit(WIDE, "y", guard=e.id), Count(e.id, "e", 1)))
     rig.apply(effect(f, Stage(f.id, NARROW, True, ((did("s"), b""),))))
     rig.apply(effect(g, Lock("token", 60_000)))
     rig.apply(settle(h, emit(WIDE, "z"), end()))
@@ -315,7 +316,7 @@ def test_a_call_of_an_execution_is_applied_once(rig: Rig) -> None:
     entry = rig.take(WIDE)
 
     def write(execution: str, call: int, value: bytes) -> Commit:
-        words = [Write("f", value), Note(f"{entry.id}!", f"{execution} {call}")]
+        words = [Write("f", value), Count(entry.id, execution, call)]
         return effect(entry, *words, expects=[Unapplied(entry.id, execution, call)])
 
     assert (
@@ -333,7 +334,7 @@ def test_a_call_has_its_number_compared_as_a_number(rig: Rig) -> None:
     run_id = rig.start(emit(WIDE, "a"))
     entry = rig.take(WIDE)
     for call in (9, 10):
-        words = [Write("f", str(call).encode()), Note(f"{entry.id}!", f"e {call}")]
+        words = [Write("f", str(call).encode()), Count(entry.id, "e", call)]
         rig.apply(effect(entry, *words, expects=[Unapplied(entry.id, "e", call)]))
     assert stored(rig, run_id, "f")[1] == b"10"
 

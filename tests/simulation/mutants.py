@@ -310,7 +310,7 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "expectations",
-                "if is_applied(j) then return j + 3, 'applied' end",
+                "if early(j) >= A[j + 2] + 0 then return j + 3, 'applied' end",
                 "",
             )
         ],
