@@ -13,6 +13,7 @@ import pytest
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.core.commit import Answer, Commit, EntryFence, StrayFence
 from stepfleet.storage.consumer import Consumer
+from stepfleet.storage.keys import GROUP
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker import processor
 from stepfleet.worker import worker as worker_module
@@ -232,6 +233,44 @@ async def test_a_full_worker_takes_lost_work_over_before_it_reads_new_work(fleet
     go_on.set()
     assert await asyncio.gather(*handlers) == ["long", "handed back", "new 0", "new 1", "new 2"]
     assert ran == ["long", "handed back", "handed back", "new 0", "new 1", "new 2"]
+
+
+async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_runs(
+    fleet: Place,
+) -> None:
+    gates = {"child": asyncio.Event(), "other": asyncio.Event()}
+    ran: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name == "parent":
+                await Flow().run(name="child")
+                ran.append("parent goes on")
+            elif ev.name in gates:
+                await gates[ev.name].wait()
+            return StopEvent(result=ev.name)
+
+    parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
+    await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    await eventually(lambda: sorted(ran) == ["child", "other", "parent"], SOON)
+    gates["child"].set()
+    for number in range(5):
+        await (await fleet.client.start(Flow, name=f"{number}"))
+    assert "parent goes on" not in ran
+    gates["other"].set()
+    assert [await parent, await other] == ["parent", "other"]
+
+
+async def lose_twice(fleet: Place, stream: str) -> None:
+    """Let what is in a stream be that of a worker which died, like the one before it."""
+    await fleet.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+    rows = await fleet.call("XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", stream, ">")
+    for entry in rows[0][1] if isinstance(rows, list) else next(iter(rows.values())):
+        await fleet.call("XCLAIM", stream, GROUP, "dead", 0, entry[0], "RETRYCOUNT", 2)
+    await fleet.call("ZADD", fleet.keys.leases, 1, "dead")
 
 
 async def test_what_a_read_brings_to_a_draining_worker_runs_elsewhere_while_that_drains(

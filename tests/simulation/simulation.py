@@ -643,6 +643,7 @@ class Simulation:
             seconds = chosen.choice((0.01, 0.1, 0.5, 2.0)) * chosen.random()
             await asyncio.sleep(seconds)
             self._fault("loss", f"of {seconds:.3f} s")
+            self.ledger.lost_data = True
             self.network.go_down(forget_scripts=True)
             self.server.load(saved)
             forget()

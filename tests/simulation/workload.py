@@ -132,6 +132,8 @@ class Ledger:
     edits_done: Counter[str] = field(default_factory=Counter)
     #: Edits of a run that lost their lock, because their process stood still for longer than its lease.
     lost_locks: Counter[str] = field(default_factory=Counter)
+    #: Redis lost data: a step whose delivery is gone with it may still run, on what it finds of an earlier time.
+    lost_data: bool = False
     #: Redis' clock jumped: locks end when it says so.
     clock_jumped: bool = False
     #: Tokens of edits that returned: they lock nothing any more.
@@ -345,8 +347,9 @@ async def _joined(
 ) -> Again | StopEvent:
     wrong = [event for event in found if event.round != round_]
     # Behind a lost lock an attempt fails, and the next one sends all that it sent once more.
-    if wrong and not LEDGER.get().lost_locks[ctx.run_id]:
-        LEDGER.get().violated("D5", f"{ctx.run_id}: a join of round {round_} released {wrong}")
+    ledger = LEDGER.get()
+    if wrong and not ledger.lost_locks[ctx.run_id] and not ledger.lost_data:
+        ledger.violated("D5", f"{ctx.run_id}: a join of round {round_} released {wrong}")
     done = sorted((event.number, *event.answers) for event in found if isinstance(event, Done))
     sides = sorted(
         key

@@ -217,9 +217,9 @@ class Processor:
 
     @property
     def suspects(self) -> int:
-        """Owned deliveries that were lost more than once."""
+        """Owned deliveries that were lost more than once, but for those that wait for another run."""
         return sum(
-            held.delivery.deliveries >= SUSPECT and not held.lent for held in self._held.values()
+            held.delivery.deliveries >= SUSPECT and not held.waits for held in self._held.values()
         )
 
     def look_at_paces(self) -> None:
@@ -328,9 +328,7 @@ class Processor:
         """Run a delivery until its commit is on its way; the answer settles it."""
         delivery = held.delivery
         try:
-            if delivery.deliveries >= SUSPECT and not held.alone:
-                await self._alone.acquire()
-                held.alone = True
+            await self._be_alone(held)
             await self._settle(held)
         except asyncio.CancelledError:
             if held.execution is not None:
@@ -712,6 +710,7 @@ class Processor:
     def lend(self, held: Held) -> None:
         """Give the slot and the place of a step that waits for a run to others, for good."""
         delivery, first = held.delivery, not held.lent
+        held.waits = True
         if first:
             held.lent = True
             self._lent += 1
@@ -728,14 +727,22 @@ class Processor:
         self._put_effects(held, lent_words(delivery, times=1, age_ms=self._age_ms(held)))
 
     async def go_on(self, held: Held) -> None:
-        """Let what counted against a step before it waited count again."""
+        """Let what counted against a step before it waited count again, as soon as it is the only suspect."""
         delivery = held.delivery
+        held.waits = False
         if delivery.deliveries == 1:
             return
+        await self._be_alone(held)
         recount = Recount(delivery.route, delivery.entry, delivery.deliveries)
         fence = EffectFence(delivery.route, delivery.entry)
         answer = await self._committer.commit(Commit(delivery.run_id, fence, [recount]))
         self._effect_answered(held, answer)
+
+    async def _be_alone(self, held: Held) -> None:
+        """Wait until no other suspect runs, if this is one: what it may kill is nobody's fault then."""
+        if held.delivery.deliveries >= SUSPECT and not held.alone:
+            await self._alone.acquire()
+            held.alone = True
 
     def _leave_alone(self, held: Held) -> None:
         if held.alone:
