@@ -132,7 +132,7 @@ class Ledger:
     edits_done: Counter[str] = field(default_factory=Counter)
     #: Edits of a run that lost their lock, because their process stood still for longer than its lease.
     lost_locks: Counter[str] = field(default_factory=Counter)
-    #: Redis lost data: a step whose delivery is gone with it may still run, on what it finds of an earlier time.
+    #: Redis lost data: a step whose delivery is gone with it may still run, on what was there before.
     lost_data: bool = False
     #: Redis' clock jumped: locks end when it says so.
     clock_jumped: bool = False
