@@ -142,7 +142,6 @@ class Client:
         connected = self.connection()
         target = connected.target(workflow)
         chosen = [one if isinstance(one, Start) else Start(fields=one) for one in starts]
-        events = [_start_event(workflow, one.start_event, dict(one.fields)) for one in chosen]
         ids = [self._run_id(one.run_id) for one in chosen]
         if not chosen:
             return []
@@ -150,9 +149,13 @@ class Client:
         handlers: list[WorkflowHandler] = []
         recording: list[asyncio.Future[Answer]] = []
         failures: list[Exception] = []
-        for start, event, name in zip(chosen, events, ids, strict=True):
-            span = connected.span(target, event, name)
+        # What a run leaves here is little: garbage collections of the caller's process count its objects.
+        resume = partial(self.resume, workflow=workflow)
+        for start, name in zip(chosen, ids, strict=True):
+            span = None
             try:
+                event = _start_event(workflow, start.start_event, dict(start.fields))
+                span = connected.span(target, event, name)
                 commit = connected.starting(
                     target,
                     definition,
@@ -167,7 +170,7 @@ class Client:
                     span.failed(error)
                 continue
             run = connected.run(name, target, is_new=start.run_id is None)
-            handlers.append(self._handler(run, workflow))
+            handlers.append(self._handler(run, workflow, resume))
             answer = connected.committer.sent(commit)
             if span is not None:
                 answer = connected.spawn(connected.closed_by_end(span, name, target, answer))

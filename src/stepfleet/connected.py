@@ -477,7 +477,7 @@ class Connected:
             if plan is None
             else PlannedRouting(plan),
             state_type=plan.graph.state_type if plan is not None else None,
-            steps=tuple(plan.graph.steps) if plan is not None else (),
+            steps=plan.graph.steps if plan is not None else (),
             started=started,
             # Of a run that is recorded already it has to be read.
             kept=self._kept(target) if is_new and target is not None else None,

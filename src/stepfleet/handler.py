@@ -113,7 +113,8 @@ class WorkflowHandler:
         self._run = run
         self._ctx = ctx
         self._resume = resume
-        self._reading = asyncio.Lock()
+        #: Held by the one that streams; most handlers are only awaited.
+        self._reading: asyncio.Lock | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._consumed = False
 
@@ -195,9 +196,10 @@ class WorkflowHandler:
         collected; one that this task itself still has open never would.
         """
         task = asyncio.current_task()
+        reading = self._reading = self._reading or asyncio.Lock()
         try:
             async with asyncio.timeout(LEAVING if self._reader is task else None):
-                await self._reading.acquire()
+                await reading.acquire()
         except TimeoutError:
             raise _consumed_already() from None
         self._reader = task
@@ -207,7 +209,7 @@ class WorkflowHandler:
             yield
         finally:
             self._reader = None
-            self._reading.release()
+            reading.release()
 
     async def send_event(self, event: Event, step: str | None = None) -> None:
         """Send an event into the run; it is recorded when this returns, and sent once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -133,7 +133,7 @@ class RemoteRun:
         codec: Codec,
         routing: Routing,
         state_type: Any,
-        steps: Sequence[str] = (),
+        steps: Iterable[str] = (),
         started: Coroutine[Any, Any, None] | None = None,
         kept: int | None = None,
         shown_as: str = "",

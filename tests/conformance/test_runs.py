@@ -259,6 +259,15 @@ async def test_many_runs_start_in_one_go(fleet: Place) -> None:
     assert [(await handler).text for handler in handlers] == ["1 none", "2 x", "3 none"]
 
 
+async def test_a_start_that_cannot_be_built_does_not_keep_the_others_from_being_recorded(
+    fleet: Place,
+) -> None:
+    await fleet.serve(Reporting)
+    with pytest.raises(WorkflowRuntimeError, match="a start event of type .Order"):
+        await fleet.client.start_many(Reporting, [{}, Start(run_id="two", fields={"number": 2})])
+    assert (await fleet.client.handler("two", workflow=Reporting)).text == "2 none"
+
+
 async def test_a_run_starts_by_the_name_of_its_workflow(fleet: Place) -> None:
     flow = await fleet.serve(Waiting, disable_validation=True)
     handler = await fleet.new_client().start("Waiting")

@@ -47,6 +47,8 @@ ROUNDS: Final = 8
 #: Round trips per step that worker and client make together at most, 500 chains at once, periodic ones
 #: included.
 MOST_TRIPS: Final = 0.1
+#: Objects of a run that was started, which Python's garbage collector looks at, with its handler.
+MOST_OBJECTS: Final = 9
 STEPS: Final = 3
 
 pytestmark = pytest.mark.timeout(180)
@@ -117,6 +119,21 @@ async def test_a_step_leaves_nothing_to_the_garbage_collector(tmp_path: Path) ->
             gc.set_debug(0)
             gc.garbage.clear()
     assert [one for one in left if one.__module__.startswith("stepfleet.")] == []
+
+
+async def test_how_many_objects_a_started_run_is_in_its_producer(tmp_path: Path) -> None:
+    """The garbage collector of the caller's process looks at each of them, now and then at all."""
+    runs = 500
+    starts = [{"number": number} for number in range(runs)]
+    with TestFleet(tmp_path) as server:
+        async with Client(server.url) as client:
+            await client.start_many(Chain, starts[:2])
+            gc.collect()
+            before = len(gc.get_objects())
+            handlers = await client.start_many(Chain, starts)
+            gc.collect()
+            objects = (len(gc.get_objects()) - before) / len(handlers)
+    assert objects <= MOST_OBJECTS
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from stepfleet.codec import Codec
 from stepfleet.core import history
@@ -33,6 +34,8 @@ from stepfleet.events import (
     WorkflowTimedOutEvent,
 )
 from stepfleet.wire import PublicEntry, encode_public, encode_record
+
+_ROOM: Final = Room()
 
 
 def start(
@@ -88,7 +91,7 @@ def start(
         expects.append(Live(parent))
     else:
         # A child is part of what goes on already: refusing it would not relieve the fleet.
-        expects.append(Room())
+        expects.append(_ROOM)
     commit = Commit(run_id, NewRunFence(digest, fields), [*words, *emits], expects)
     return history.emitted(commit, first, plan)
 
