@@ -20,6 +20,8 @@ from stepfleet.core.commit import (
     Word,
     Write,
 )
+from stepfleet.storage.wide import WIDE as MOST
+from stepfleet.storage.wide import parts_of
 from tests.scripts.rig import SYS, WIDE, Entry, Rig, did, due, effect, emit, settle
 
 
@@ -133,3 +135,26 @@ def test_early_commits_whose_count_is_damaged_count_as_lost(rig: Rig, damage: st
     assert rig.words(counting(entry, 1)) == ["rewound"]
     assert rig.words(early(entry, 1, execution="x.2")) == ["applied"]
     assert rig.words(counting(entry, 1, "x.2")) == ["applied"]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_wide_result_of_which_redis_has_lost_a_part_is_not_committed(
+    rig: Rig, lost: int, *, settles: bool
+) -> None:
+    run_id = rig.start(emit(WIDE, "s"))
+    entry = rig.take(WIDE)
+    wide = emit(WIDE, *(f"d{n}" for n in range(2 * MOST + 1)), guard=did("s"))
+    whole = settle(entry, wide) if settles else early(entry, 1, wide)
+    *parts, last = parts_of(whole)
+    assert len(parts) == 3
+    for number, part in enumerate(parts):
+        before = rig.client.hgetall(rig.keys.sent(run_id, did("s")))
+        word = rig.words(part)
+        assert word == ["rewound" if number > lost else "applied"]
+        if number == lost:
+            rig.client.delete(rig.keys.sent(run_id, did("s")))
+            if before:
+                rig.client.hset(rig.keys.sent(run_id, did("s")), mapping=before)
+    assert rig.words(last) == ["rewound"]
+    assert rig.words(*parts, last) == ["applied"] * 4

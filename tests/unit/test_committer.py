@@ -393,3 +393,14 @@ async def test_wide_effects_go_in_parts_behind_what_was_sent_before_them() -> No
         (ROUTE, WIDE),
         (ROUTE, 1),
     ]
+
+
+async def test_what_a_part_was_answered_is_why_the_last_one_missed_it() -> None:
+    store = FakeStore()
+    store.answers["run"] = ["broken", "rewound", "rewound"]
+    told: list[object] = []
+    wide = emit(WIDE + 1, guard="g")
+    async with running(store) as committer:
+        committer.put(Commit("run", EffectFence(ROUTE, "1-0"), [wide]), told.append)
+        await committer.drained()
+    assert told == [Answer("broken", detail="told so")]

@@ -147,7 +147,9 @@ COMMITS: dict[str, list[Commit]] = {
             [c.Locked("token"), c.Stored("field", 3), c.Stored("new", 0)],
         ),
     ],
-    "counted": [Commit("run1", c.EntryFence(WORK, "1-0", D1), (), [c.Counted(D1, "x.1", 1)])],
+    "counted": [
+        Commit("run1", c.EntryFence(WORK, "1-0", D1), (), [c.Counted(D1, "x.1", 1), c.Kept(D1, D2)])
+    ],
     "damaged": [Commit("run1", c.DamagedFence(), [c.End("failed", b"end", ("error", b"e"))])],
     "amend": [Commit("run1", c.AmendFence(), [c.Write("field", b"\x02")], [c.Free("-")])],
     "wide": [

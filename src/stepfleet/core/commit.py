@@ -198,6 +198,13 @@ class Counted(NamedTuple):
     calls: int
 
 
+class Kept(NamedTuple):
+    """A delivery that went ahead is still known (else Redis lost it: `rewound`)."""
+
+    by: str
+    delivery: str
+
+
 class Recorded(NamedTuple):
     """The record of another run has these values ('' for none)."""
 
@@ -234,6 +241,7 @@ Expectation = (
     | Locked
     | Unapplied
     | Counted
+    | Kept
     | Recorded
     | Located
     | Withheld

@@ -80,8 +80,9 @@ class Committer:
         weight, size, is_wide = weigh(commit)
         if is_wide:
             *ahead, commit = parts_of(commit)
+            part_done, done = _told_together(done)
             for part in ahead:
-                self._enqueue((part, _ignored, *weigh(part)[:2]))
+                self._enqueue((part, part_done, *weigh(part)[:2]))
             weight, size, _ = weigh(commit)
         self._enqueue((commit, done, weight, size))
         self._idle.clear()
@@ -292,5 +293,19 @@ def _reason(answers: list[Answer | StoreError]) -> str:
     return ""
 
 
-def _ignored(answer: Answer | StoreError) -> None:
-    """A part that was not applied shows in the commit that ends the parts."""
+def _told_together(done: Done) -> tuple[Done, Done]:
+    """Return what is told the answers to parts, and what the one to their last commit.
+
+    A part that was not applied shows in the last one, which expects it: what that part was answered is why.
+    """
+    why: list[Answer] = []
+
+    def part_done(answer: Answer | StoreError) -> None:
+        if isinstance(answer, Answer) and answer.word not in ("applied", "rewound"):
+            why.append(answer)
+
+    def last_done(answer: Answer | StoreError) -> None:
+        missed = isinstance(answer, Answer) and answer.word in ("conflict", "rewound")
+        done(why[0] if why and missed else answer)
+
+    return part_done, last_done

@@ -337,6 +337,10 @@ def _counted(p: Packing, args: list[Arg], e: c.Counted) -> None:
     args += ("counted", f"{e.delivery}!", e.execution, e.calls)
 
 
+def _kept(p: Packing, args: list[Arg], e: c.Kept) -> None:
+    args += ("kept", p.guard(e.by), e.delivery)
+
+
 def _recorded(p: Packing, args: list[Arg], e: c.Recorded) -> None:
     _same(args, p.key(p.keys.run(e.run_id)), -1, e.fields)
 
@@ -666,6 +670,7 @@ _EXPECTATIONS: dict[type[Any], _Writer] = {
     c.Locked: _locked,
     c.Unapplied: _unapplied,
     c.Counted: _counted,
+    c.Kept: _kept,
     c.Recorded: _recorded,
     c.Located: _located,
     c.Withheld: _withheld,

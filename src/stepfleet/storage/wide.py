@@ -16,6 +16,7 @@ from stepfleet.core.commit import (
     Expectation,
     Forget,
     Gather,
+    Kept,
     Open,
     Pair,
     Publish,
@@ -112,11 +113,15 @@ def _staged(commit: Commit, fence: EntryFence) -> list[Commit]:
 
 
 def _sent_ahead(commit: Commit, fence: EntryFence | EffectFence) -> list[Commit]:
-    """Wide results and the effects before them go ahead, each once however often it is repeated."""
+    """Wide results and the effects before them go ahead, each once however often it is repeated.
+
+    Each part expects the one before: what Redis has lost of them meanwhile is missed.
+    """
     effect = EffectFence(fence.route, fence.entry)
     delivery = fence.delivery if isinstance(fence, EntryFence) else ""
     parts: list[Commit] = []
     words: list[Word] = []
+    ahead: list[Expectation] = []
     for word in commit.words:
         if not isinstance(word, Emit) or not _is_wide(word):
             words.append(word)
@@ -125,13 +130,13 @@ def _sent_ahead(commit: Commit, fence: EntryFence | EffectFence) -> list[Commit]
         words = [one for one in words if not isinstance(one, Emit)]
         guarded = _guarded(word, delivery)
         for chunk in _chunks(word):
-            parts.append(
-                Commit(commit.run_id, effect, [*before, guarded._replace(deliveries=chunk)])
-            )
+            emits = [*before, guarded._replace(deliveries=chunk)]
+            parts.append(Commit(commit.run_id, effect, emits, ahead))
             before = []
+            ahead = [Kept(guarded.guard, chunk[-1][0])]
     if delivery and not any(isinstance(word, Forget) for word in words):
         words.append(Forget(delivery))
-    return [*parts, commit._replace(words=words)]
+    return [*parts, commit._replace(words=words, expects=[*commit.expects, *ahead])]
 
 
 def _guarded(word: Emit, delivery: str) -> Emit:

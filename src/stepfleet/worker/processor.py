@@ -688,7 +688,8 @@ class Processor:
         self._committer.put(commit, partial(self._flush_answered, held))
 
     def _flush_answered(self, held: Held, answer: Answer | StoreError) -> None:
-        held.uncounted = held.uncounted or answer is not APPLIED
+        if not isinstance(answer, Answer) or answer.word not in ("applied", "rewound"):
+            held.uncounted = True
         self._effect_answered(held, answer)
 
     def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:

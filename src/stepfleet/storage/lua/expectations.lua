@@ -113,6 +113,11 @@ local function further_expectations()
       if calls < A[j + 2] + 0 then return j + 3, 'rewound' end
       return j + 3
     end,
+    -- guard, delivery: it went ahead, and is not lost
+    kept = function(j)
+      if rc('HEXISTS', K[A[j] + 0], A[j + 1]) == 0 then return j + 2, 'rewound' end
+      return j + 2
+    end,
   }
 end
 
