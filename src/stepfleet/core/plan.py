@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from stepfleet.codec import Codec, TypeRegistry
@@ -19,6 +20,7 @@ SYSTEM: Final = "__sys"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
+@lru_cache(maxsize=4_096)
 def type_name(type_id: str) -> str:
     """Return a type id as it stands in keys and fields."""
     return _UNSAFE.sub(lambda match: f".x{ord(match[0]):x}.", type_id)
@@ -36,6 +38,7 @@ class Plan:
         self._registry = registry
         self.system = Route(workflow, SYSTEM, "")
         self._accepted: dict[type[Event], tuple[Route, ...]] = {}
+        self._would_collect: dict[type[Event], tuple[str, ...]] = {}
         self._by_label: dict[tuple[str, str], StepSpec] = {}
         routes: list[Route] = []
         for spec in graph.steps.values():
@@ -109,8 +112,12 @@ class Plan:
 
     def would_collect(self, event_type: type[Event]) -> tuple[str, ...]:
         """Return the steps that take events of this type in lists, and so only inside of scopes."""
-        specs = self.graph.acceptors(event_type)
-        return tuple(spec.name for spec in specs if spec.collects)
+        found = self._would_collect.get(event_type)
+        if found is None:
+            specs = self.graph.acceptors(event_type)
+            found = tuple(spec.name for spec in specs if spec.collects)
+            self._would_collect[event_type] = found
+        return found
 
     def _into(self, spec: StepSpec, event_type: type[Event]) -> Route:
         accepted = event_type

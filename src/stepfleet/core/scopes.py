@@ -32,8 +32,9 @@ def scopes_of(lineage: dict[str, Any] | None) -> list[list[str]]:
 
 def outside_scopes(lineage: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return a lineage without its scopes: that of an event which a step sent."""
-    rest = {name: value for name, value in (lineage or {}).items() if name != SCOPES}
-    return rest or None
+    if not lineage:
+        return None
+    return {name: value for name, value in lineage.items() if name != SCOPES} or None
 
 
 def followed(delivery: Delivery, outcome: Returned, plan: Plan) -> list[Word]:

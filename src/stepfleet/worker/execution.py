@@ -52,6 +52,9 @@ IGNORED: Final = (
     "(e.g. via ctx.send_event) so it cannot join a batch."
 )
 
+#: An event of a collect buffer, as its bytes and as what they say: read once per event of a join.
+_Buffered = tuple[bytes, BufferedEvent]
+
 
 class Suspend(BaseException):
     """Carries a wait out of the step; no `except Exception` in a step can swallow it."""
@@ -278,33 +281,41 @@ class Execution:
             )
         replayed, answer = self._replayed("collect")
         if replayed:
-            return None if answer is None else [self._decoded(data) for data in answer]
+            if answer is None:
+                return None
+            return [self._joined(decode_buffered(data)) for data in answer]
         quota = self._quota(expected)
         type_id, payload = self.plan.codec.encode_event(event)
         brought_by = self._brought_by() if self.delivery.trace is not None else ""
         buffered = BufferedEvent(type_id, payload, brought_by)
         own, data = type_name(type_id), encode_buffered(buffered)
         if quota == {own: 1}:
-            return self._answer([data])
+            return self._answer([(data, buffered)])
         name = f"{self.spec.name}:{type_name(buffer_id or 'default')}"
-        released = self._release(name, own, data, quota, expected)
+        released = self._release(name, own, (data, buffered), quota, expected)
         version = self.known.buffers[name].version if released is not None else None
         self.collected.append(Collected(name, own, data, tuple(quota.items()), version))
         return self._answer(released)
 
     def _release(
-        self, name: str, own: str, data: bytes, quota: Counter[str], expected: Sequence[type[Event]]
-    ) -> list[bytes] | None:
+        self,
+        name: str,
+        own: str,
+        event: _Buffered,
+        quota: Counter[str],
+        expected: Sequence[type[Event]],
+    ) -> list[_Buffered] | None:
         content = self.known.buffers.get(name)
         if content is None:
             return None
-        by_type: dict[str, list[bytes]] = {}
+        by_type: dict[str, list[_Buffered]] = {}
         earlier = [one.event for one in self.collected if one.buffer == name]
-        for buffered in (*content.events, *earlier):
-            by_type.setdefault(type_name(decode_buffered(buffered).type_id), []).append(buffered)
+        for data in (*content.events, *earlier):
+            buffered = decode_buffered(data)
+            by_type.setdefault(type_name(buffered.type_id), []).append((data, buffered))
         if len(by_type.get(own, ())) >= quota[own]:
             return None
-        by_type.setdefault(own, []).append(data)
+        by_type.setdefault(own, []).append(event)
         if any(len(by_type.get(type_, ())) < need for type_, need in quota.items()):
             return None
         queues = {name: iter(events) for name, events in by_type.items()}
@@ -321,9 +332,12 @@ class Execution:
             return Counter({self.plan.name_of(first): len(expected)})
         return Counter({self.plan.name_of(cls): need for cls, need in Counter(expected).items()})
 
-    def _answer(self, released: list[bytes] | None) -> list[Event] | None:
-        self._journal.append(["collect", released])
-        return None if released is None else [self._decoded(data) for data in released]
+    def _answer(self, released: list[_Buffered] | None) -> list[Event] | None:
+        if released is None:
+            self._journal.append(["collect", None])
+            return None
+        self._journal.append(["collect", [data for data, _ in released]])
+        return [self._joined(buffered) for _, buffered in released]
 
     async def wait(
         self,
@@ -379,8 +393,7 @@ class Execution:
                 self._position = position + 1
                 return
 
-    def _decoded(self, data: bytes) -> Event:
-        buffered = decode_buffered(data)
+    def _joined(self, buffered: BufferedEvent) -> Event:
         if buffered.traceparent:
             self.joined.append(buffered.traceparent)
         return self.plan.codec.decode_event(buffered.type_id, buffered.payload)

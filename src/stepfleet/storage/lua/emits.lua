@@ -45,27 +45,29 @@ local function first_time(guard, did)
 end
 
 -- guard, waiters' stream (0: nobody can wait), stream, hold list, k, k times (delivery, record)
-local emitting = {
-  size = 5, n = 4, each = 2,
-  check = function(j)
-    local guard, s, hold = A[j] + 0, A[j + 2] + 0, A[j + 3] + 0
-    if guard > 0 then
-      look(K[guard])
-    elseif A[j + 5] ~= settled then
-      planned = planned + A[j + 4]
-    end
-    if hold > 0 then room(s, hold, A[j + 4] + 0) end
-  end,
-  write = function(j)
-    local guard, inbox, s, hold, k = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0, A[j + 4] + 0
-    diverted = inbox > 0 and awaited(type_of(s))
-    if diverted then s, hold = inbox, 0 end
-    if guard == 0 then return emit(s, hold, k, j + 5, A, inbox == 0) end
-    for x = j + 5, j + 3 + 2 * k, 2 do
-      if first_time(guard, A[x]) then emit(s, hold, 1, x) end
-    end
-  end,
-}
+local function emitting()
+  return {
+    size = 5, n = 4, each = 2,
+    check = function(j)
+      local guard, s, hold = A[j] + 0, A[j + 2] + 0, A[j + 3] + 0
+      if guard > 0 then
+        look(K[guard])
+      elseif A[j + 5] ~= settled then
+        planned = planned + A[j + 4]
+      end
+      if hold > 0 then room(s, hold, A[j + 4] + 0) end
+    end,
+    write = function(j)
+      local guard, inbox, s, hold, k = A[j] + 0, A[j + 1] + 0, A[j + 2] + 0, A[j + 3] + 0, A[j + 4] + 0
+      diverted = inbox > 0 and awaited(type_of(s))
+      if diverted then s, hold = inbox, 0 end
+      if guard == 0 then return emit(s, hold, k, j + 5, A, inbox == 0) end
+      for x = j + 5, j + 3 + 2 * k, 2 do
+        if first_time(guard, A[x]) then emit(s, hold, 1, x) end
+      end
+    end,
+  }
+end
 
 -- The same event for a further stream: only where the first was not diverted.
 local function also(word)

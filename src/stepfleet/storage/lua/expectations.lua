@@ -123,8 +123,10 @@ end
 
 local EXPECT = lazily({
   -- zset of live runs, limit: there are fewer
-  room = function(j)
-    if rc('ZCARD', K[A[j] + 0]) >= A[j + 1] + 0 then return j + 2, 'full' end
-    return j + 2
+  room = function()
+    return function(j)
+      if rc('ZCARD', K[A[j] + 0]) >= A[j + 1] + 0 then return j + 2, 'full' end
+      return j + 2
+    end
   end,
 }, function() return { further_expectations() } end)

@@ -102,7 +102,7 @@ end
 
 local FENCE = lazily({
   -- a delivery that is settled: stream, entry, delivery, hold list of its step (0: it has no slot)
-  entry = {
+  entry = function() return {
     size = 4, parks = true, counts = true,
     prove = mine_or_gone,
     check = function(j)
@@ -128,18 +128,18 @@ local FENCE = lazily({
     -- shows in either case.
     bounded = function(j) return A[j + 3] + 0 > 0 and had() and not ending end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
-  },
+  } end,
   -- an early effect of a delivery that goes on: stream, entry
-  effect = {
+  effect = function() return {
     size = 2, counts = true,
     prove = mine_or_gone,
     check = nothing,
     -- Removes nothing. Behind a write that needs no memory a full Redis lets everything pass: what has begun goes on.
     settle = function() rc('HDEL', open, '') end,
     drop = nothing,
-  },
+  } end,
   -- a run that does not exist yet: digest of its start, zset of live runs, number of fields, field, value, ...
-  new = {
+  new = function() return {
     size = 3, n = 2, each = 1,
     prove = function(j)
       local digest = rc('HGET', run, 'digest')
@@ -150,5 +150,5 @@ local FENCE = lazily({
       rc('HSET', run, 'digest', A[j], 'started', now_ms(), 'deliveries', planned, unpack(A, j + 3, j + 2 + A[j + 2]))
       rc('ZADD', K[A[j + 1] + 0], '+inf', run_id)
     end,
-  },
+  } end,
 }, function() return { further_fences() } end)

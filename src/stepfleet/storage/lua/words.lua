@@ -19,11 +19,12 @@ local function give_up_place(set, queue, alarms)
   end
 end
 
-local WORD = lazily({
+local WORD
+WORD = lazily({
   emit = emitting,
-  also = also(emitting),
+  also = function() return also(WORD.emit) end,
   -- events, how many are kept, guard, field, entry
-  publish = {
+  publish = function() return {
     size = 5,
     check = function(j)
       rc('XLEN', key_at(j))
@@ -38,34 +39,34 @@ local WORD = lazily({
         made(K[guard])
       end
     end,
-  },
+  } end,
   -- zset, data, member, delay in ms, data
-  timer = {
+  timer = function() return {
     size = 5,
     write = function(j)
       rc('ZADD', key_at(j), now_ms() + A[j + 3], A[j + 2])
       rc('HSET', key_at(j + 1), A[j + 2], A[j + 4])
     end,
-  },
+  } end,
   -- delivery, where it is
-  note = {
+  note = function() return {
     size = 2,
     write = function(j)
       opened[#opened + 1] = A[j]
       opened[#opened + 1] = A[j + 1]
     end,
-  },
+  } end,
   -- field of `open`, execution, number: one more of its early commits was applied
-  early = {
+  early = function() return {
     size = 3,
     write = function(j)
       local _, calls = early(j)
       opened[#opened + 1] = A[j]
       opened[#opened + 1] = A[j + 1] .. ' ' .. A[j + 2] .. ' ' .. calls + 1
     end,
-  },
+  } end,
   -- zset of live runs, age of this execution in ms: the budget runs from the earliest execution that is known
-  deadline = {
+  deadline = function() return {
     size = 2,
     write = function(j)
       -- The record of a run that is being made was written just now.
@@ -79,10 +80,10 @@ local WORD = lazily({
         rc('ZADD', key_at(j), deadline, run_id)
       end
     end,
-  },
+  } end,
   -- status, events, live, ended, ends, tidy, set and queue of places, stream for the alarms of the queue (0: not
   -- known), retention in ms, ends kept, keep pending work (0 or 1), entry, n, n fields
-  ['end'] = {
+  ['end'] = function() return {
     size = 14, n = 13, each = 1,
     check = function(j)
       ending = true
@@ -116,5 +117,5 @@ local WORD = lazily({
       rc('PEXPIRE', run, retention)
       rc('PEXPIRE', open, retention)
     end,
-  },
+  } end,
 }, function() return { scope_words(), further_words() } end)
