@@ -10,6 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from stepfleet.clock import Clock
+from stepfleet.core.commit import Route
+from stepfleet.core.delivery import Delivery, Record
 from stepfleet.embedded.memory import memory_fleet
 from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.storage.link import Link
@@ -59,6 +62,29 @@ async def test_every_key_of_an_ended_run_gets_its_expiry_wherever_a_worker_is_cu
     left = [await link.call("PTTL", key) for key in (*further, keys.further("r"))]
     assert all(0 < ttl <= 60_000 for ttl in left), left
     assert await link.call("LLEN", keys.tidy) == 0
+
+
+class Stopped(Clock):
+    """A clock that goes on when it is told to."""
+
+    now = 0.0
+
+    def steady(self) -> float:
+        return self.now
+
+
+async def test_what_is_owned_for_a_while_makes_a_worker_look_more_often_at_ended_runs() -> None:
+    """At idle 2.00 calls per step instead of 2.01."""
+    clock = Stopped()
+    processor = Worker(replace(memory_fleet(), clock=clock), {}).processor
+    route = Route("Flow", "Work", "work")
+    assert not processor.works_since(0.1)
+    for entry in ("1-0", "2-0"):
+        clock.now += 0.06
+        processor.accept(Delivery("r", f"d{entry}", route, entry, Record("r", "Work", b"")))
+    assert not processor.works_since(0.1)
+    clock.now += 0.06
+    assert processor.works_since(0.1)
 
 
 class Refusing:

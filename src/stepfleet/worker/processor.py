@@ -222,6 +222,11 @@ class Processor:
             held.delivery.deliveries >= SUSPECT and not held.waits for held in self._held.values()
         )
 
+    def works_since(self, seconds: float) -> bool:
+        """Tell whether it has owned a delivery for so long."""
+        oldest = next(iter(self._held.values()), None)
+        return oldest is not None and self._clock.steady() - oldest.started >= seconds
+
     def look_at_paces(self) -> None:
         """Read less ahead of steps that used to be short and now run longer."""
         now = self._clock.steady()

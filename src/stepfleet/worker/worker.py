@@ -446,8 +446,8 @@ class Worker:
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
-            # Who works hears soon of a run that was cancelled.
-            await asyncio.sleep(TICK / 5 if self._processor.held else TICK)
+            # Who works for longer hears soon of a run that was cancelled; what is short ends sooner.
+            await asyncio.sleep(TICK / 5 if self._processor.works_since(TICK / 5) else TICK)
 
     async def _timer_loop(self) -> None:
         outage = Outage("looking at timers", self._fleet.random, self._away)
