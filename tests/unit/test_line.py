@@ -11,7 +11,7 @@ from typing import Any
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Delivery, Record
 from stepfleet.worker.held import Held
-from stepfleet.worker.line import AT_ONCE, Line
+from stepfleet.worker.line import AT_ONCE, OF_ONE_RUN, Line
 from tests.support.wait import eventually
 
 #: Seconds until a test gives up on something that should happen.
@@ -32,11 +32,15 @@ class Runs:
         self.over = asyncio.Event()
         self._steps: dict[str, Step] = {}
 
-    def add(self, step: Step) -> Held:
+    def add(self, step: Step, run_id: str = "") -> Held:
         name = str(len(self._steps))
         self._steps[name] = step
         delivery = Delivery(
-            "run", name, Route("Flow", "Type", "step"), name, Record("", "Type", b"")
+            run_id or f"run {name}",
+            name,
+            Route("Flow", "Type", "step"),
+            name,
+            Record("", "Type", b""),
         )
         held = Held(delivery, 0.0)
         self.left += 1
@@ -80,6 +84,18 @@ async def test_others_have_their_turn_before_a_long_line_is_through() -> None:
         left.append(runs.left)
         await asyncio.sleep(0)
     assert sorted({*left}, reverse=True) == [3 * AT_ONCE, 2 * AT_ONCE, AT_ONCE]
+
+
+async def test_steps_of_one_run_stop_for_the_others_sooner() -> None:
+    runs = Runs()
+    for _ in range(AT_ONCE):
+        runs.add(_at_once, "run")
+    left: list[int] = []
+    while runs.left:
+        left.append(runs.left)
+        await asyncio.sleep(0)
+    some = AT_ONCE - AT_ONCE // OF_ONE_RUN
+    assert some - 1 <= sorted({*left})[-2] <= some
 
 
 async def test_a_reply_that_came_meanwhile_is_answered_before_the_line_goes_on() -> None:

@@ -18,8 +18,11 @@ from typing import Any, Final, cast
 from stepfleet.worker.held import Held
 
 #: Steps that run before other parts of the worker have their turn: their commits go out while the next
-#: ones run.
-AT_ONCE: Final = 50
+#: ones run. With 50 there are 0.053 calls per step under load instead of 0.049, and no more steps a second.
+AT_ONCE: Final = 100
+#: A step of the same run as the one before it counts for so many: their join waits for all of them, so
+#: commits that go out sooner end it sooner. With 1, 1->100->1 takes a quarter longer.
+OF_ONE_RUN: Final = 3
 #: Turns of the loop that the others have then: in them a reply is read, whoever asked for it goes on, and the
 #: next call is sent. With one, an answer lay here for up to 100 steps: 1->100->1 took a quarter longer.
 TURNS: Final = 3
@@ -52,16 +55,17 @@ class Line:
     async def _go(self, context: Context) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         waits = partial(self._waits, task)
-        left = AT_ONCE
+        left, run_id = AT_ONCE, ""
         try:
             while self._next and task in self._going and not _is_cancelled(task):
-                if left == 0:
+                if left <= 0:
                     left = AT_ONCE
                     for _ in range(TURNS):
                         await asyncio.sleep(0)
                     continue
-                left -= 1
                 held = self._next.popleft()
+                left -= OF_ONE_RUN if held.delivery.run_id == run_id else 1
+                run_id = held.delivery.run_id
                 if not held.cancelled:
                     held.task = task
                     await _apart(self._run(held), context.copy(), waits)
