@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -27,8 +27,6 @@ from tests.simulation.loop import OWNER, Process, SimLoop
 from tests.simulation.server import EPOCH, Server
 from tests.simulation.workload import LEASE
 
-#: The task that renews the lease of a worker.
-BEATING = "stepfleet-heartbeat"
 #: Seconds that a command or a reply is on its way: from, to.
 LATENCY = (0.0002, 0.004)
 
@@ -350,20 +348,27 @@ class SimConnection:
 
 
 class _Beats(Link):
-    """The connection of the lease thread, which waits for a third of a lease only.
-
-    Who renews is a thread: it goes on while the event loop of its process is blocked.
-    """
+    """The connection of the lease thread, which waits for a third of a lease only."""
 
     def __init__(self, connect: Callable[[], Any], thread: Process) -> None:
         super().__init__(connect)
-        self._thread = thread
+        self.thread = thread
 
     async def call(self, *command: Arg, timeout: float = LEASE / 3) -> Any:
-        task = asyncio.current_task()
-        if task is not None and task.get_name() == BEATING:
-            OWNER.set(self._thread)
         return await super().call(*command, timeout=timeout)
+
+
+def in_a_thread(beats: Callable[[Any, Any], Awaitable[None]]) -> Any:
+    """Returns `Heartbeat._beats` as a thread: it goes on while the event loop of its process is blocked.
+
+    From its first wait on: the wait of a task of the process ends when its loop turns again.
+    """
+
+    async def thread_beats(heartbeat: Any, link: _Beats) -> None:
+        OWNER.set(link.thread)
+        await beats(heartbeat, link)
+
+    return thread_beats
 
 
 class SimClock(Clock):

@@ -10,7 +10,9 @@ import pytest
 
 from stepfleet.clock import Clock
 from stepfleet.embedded.memory import memory_fleet
-from stepfleet.worker.heartbeat import Heartbeat
+from stepfleet.worker import heartbeat
+from stepfleet.worker.heartbeat import BEATS, Heartbeat
+from tests.support.wait import eventually
 
 LEASE = 3.0
 
@@ -70,6 +72,23 @@ def test_a_jump_after_the_last_beat_is_one_that_it_did_not_expect() -> None:
     assert now_ms < beating.heart.buries_until_ms <= now_ms + LEASE * 1000 / 2
 
 
+async def test_a_worker_whose_tasks_all_wait_for_redis_is_none_whose_loop_is_blocked(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[bool] = []
+    is_stalled = Heartbeat._is_stalled
+    monkeypatch.setattr(Heartbeat, "_is_stalled", lambda heart: looks.append(is_stalled(heart)))
+    monkeypatch.setattr(heartbeat, "STALL", 2)
+    heart = Heartbeat(
+        memory_fleet("waiting"), "me", lease=0.06, describe=dict, running=lambda: "spin"
+    )
+    await heart.start()
+    await eventually(lambda: len(looks) > 3 * BEATS, 10.0)
+    await heart.stop()
+    assert not any(looks)
+    assert caplog.records == []
+
+
 def test_it_says_once_that_a_step_keeps_the_loop_and_once_that_it_has_kept_it_for_too_long(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -90,7 +109,7 @@ def test_it_says_once_that_a_step_keeps_the_loop_and_once_that_it_has_kept_it_fo
             "the event loop has not turned for 63 s, its deliveries go to others: running=spin",
         ),
     ]
-    heart.loop_is_alive()
+    heart._loop_seen = beating.clock.now
     assert not heart._is_stalled()
     beating.clock.now += LEASE + 0.1
     heart._is_stalled()

@@ -30,6 +30,8 @@ SLOW: Final = 1
 CURE: Final = "a step that computes or blocks belongs into a plain `def`, which gets a thread"
 #: Beats per lease.
 BEATS: Final = 3
+#: How often in a lease the loop notes that it turns: what a log line says of it is as exact.
+TURNS: Final = 10
 #: ms by which Redis' clock may be ahead of what was expected, for each second of a lease: a lease that is
 #: renewed has more left.
 JUMP_MS: Final = 500
@@ -71,12 +73,9 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
+        self._turning: asyncio.TimerHandle | None = None
 
     # -- used by the loop --------------------------------------------------------------------------
-
-    def loop_is_alive(self) -> None:
-        """Note that the event loop turns."""
-        self._loop_seen = self._clock.steady()
 
     @property
     def may_bury(self) -> bool:
@@ -107,10 +106,12 @@ class Heartbeat:
         if self._fleet.beat_call is None:
             link = self._fleet.link("beat")
             await self._beat_on(link)
+            self._turns()
             self._task = asyncio.create_task(self._beats(link), name="stepfleet-heartbeat")
             return
         call = await asyncio.to_thread(self._fleet.beat_call)
         await asyncio.to_thread(self._beat, call)
+        self._turns()
         self._thread = threading.Thread(
             target=self._thread_beats, args=(call,), name="stepfleet-heartbeat", daemon=True
         )
@@ -119,11 +120,19 @@ class Heartbeat:
     async def stop(self) -> None:
         """Stop renewing."""
         self._stop.set()
+        if self._turning is not None:
+            self._turning.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 5.0)
+
+    def _turns(self) -> None:
+        """Note that the loop turns, now and again: in no task, as each of them may wait for Redis."""
+        self._loop_seen = self._clock.steady()
+        again = self.lease / TURNS
+        self._turning = asyncio.get_running_loop().call_later(again, self._turns)
 
     # -- one beat ----------------------------------------------------------------------------------
 

@@ -427,7 +427,6 @@ class Worker:
     async def _tick_loop(self) -> None:
         last_end, outage = "", Outage("looking at ended runs", self._fleet.random, self._away)
         while True:
-            self._heartbeat.loop_is_alive()
             self._processor.look_at_paces()
             if self._heartbeat.buried:
                 await self._rise()
