@@ -58,6 +58,9 @@ class _Socket(FakeSocket):
         if function is None:
             raise SimpleError(f"ERR unknown command {name}")
         converted = [scripting._convert_redis_arg(arg) for arg in args]
+        if name == "xclaim" and converted[3] == b"0":
+            # A server does not look at the time then; this one claims nothing after its clock went back.
+            converted[3] = b"-1000000000"
         result = self._run_command(function, signature, converted, True)
         return self._convert_redis_result(lua_runtime, result)
 
