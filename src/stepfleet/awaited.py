@@ -39,14 +39,14 @@ class Ending:
         self.must_look = must_look
         self.waits: list[asyncio.Future[Ended]] = []
 
-    async def seen(self) -> Ended:
+    def seen(self) -> Coroutine[Any, Any, Ended]:
         """Wait for the end and return how the run ended.
 
         Raises:
             RunNotFound: no such run.
             ConnectionLost: the client was closed before.
         """
-        return self.ended or await self._awaited.end(self)
+        return self._awaited.end(self)
 
 
 class Awaited:
@@ -61,6 +61,7 @@ class Awaited:
     ) -> None:
         self._reader = reader
         self._hearing = hearing
+        self._hears = False
         self._spawn = spawn
         self._endings: WeakValueDictionary[str, Ending] = WeakValueDictionary()
         self._waiting: dict[str, Ending] = {}
@@ -81,7 +82,9 @@ class Awaited:
 
     async def end(self, ending: Ending) -> Ended:
         """Wait for the end of a run (`Ending.seen`)."""
-        await self._hearing()
+        if not self._hears:
+            await self._hearing()
+            self._hears = True
         if ending.ended is not None:
             return ending.ended
         if not ending.waits:

@@ -260,15 +260,17 @@ class RemoteRun:
 
     async def ended(self) -> Ended:
         """Wait for the end and return how the run ended."""
-        await self.started()
-        parent, ended = current_parent(), self._end.ended
+        if self._start is not None:
+            await self.started()
+        parent = current_parent()
+        if parent is None:
+            return self._end.ended or await self._end.seen()
+        ended = self._end.ended
         if ended is None:
             with waiting(parent):
                 ended = await self._end.seen()
-            if parent is not None:
-                await parent.goes_on()
-        if parent is not None:
-            parent.saw_end(self.run_id)
+            await parent.goes_on()
+        parent.saw_end(self.run_id)
         return ended
 
     async def stop_event(self) -> StopEvent:
