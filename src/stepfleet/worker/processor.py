@@ -96,7 +96,7 @@ ARM_EARLY: Final = 0.005
 #: Ended runs that are remembered, so that what was read of them meanwhile does not start.
 ENDED: Final = 10_000
 #: What is read ahead of free places comes in reads of at least this part of the concurrency.
-AHEAD_READS: Final = 4
+AHEAD: Final = 0.75
 #: Deliveries whose commits wait for their answers, by the concurrency: those of two calls, beside which there
 #: is something to run. With 1, 0.9 of the steps per second.
 ON_THEIR_WAY: Final = 2
@@ -203,7 +203,7 @@ class Processor:
         if places > 0:
             return free
         # Each has to wait in any case: a few more go in one read.
-        return free if free * AHEAD_READS >= self._concurrency else 0
+        return free if free >= self._concurrency * AHEAD else 0
 
     @property
     def held(self) -> Collection[tuple[Route, str]]:
