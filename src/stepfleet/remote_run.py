@@ -28,6 +28,7 @@ from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import arrival
 from stepfleet.dispatched import RunSpan
 from stepfleet.errors import (
+    DecodeError,
     RunFailed,
     TooLargeError,
     WorkflowCancelledByUser,
@@ -388,14 +389,17 @@ class RemoteRun:
         rows: asyncio.Queue[Any] = asyncio.Queue()
 
         def told(entries: list[Any]) -> None:
-            for entry in entries:
+            for entry in entries or (None,):
                 rows.put_nowait(entry)
 
         end.add_done_callback(lambda _: rows.put_nowait(None))
         watcher.follow(key, f"{self.last_sequence}-0", told)
         try:
             while rows.qsize() < BACKLOG and (entry := await rows.get()) is not None:
-                row = public_row(entry)
+                try:
+                    row = public_row(entry)
+                except DecodeError:
+                    return  # whoever reads it from Redis says what is wrong with it
                 if row.seq > self.last_sequence:
                     yield self._shown(row)
         finally:

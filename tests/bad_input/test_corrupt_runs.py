@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
 import pytest_asyncio
 
-from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
+from stepfleet import (
+    Context,
+    Event,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    WorkflowHandler,
+    step,
+)
 from stepfleet.errors import DecodeError, StoreError, WorkflowError, WorkflowRuntimeError
 from stepfleet.events import HumanResponseEvent
 from stepfleet.storage.inspector import Inspector
@@ -216,9 +225,14 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
     for n in range(20):
         assert await (await place.client.start(Add, n=n)) == n + 1
 
-    if how == "type" and part in (":open", ":hold", ":buf"):
+    if how == "type" and part in (":open", ":hold", ":buf", ":events"):
         with pytest.raises(
             WorkflowRuntimeError, match="run bad cannot go on, a key of it is damaged"
+        ):
+            await bad
+    if how == "type" and not part:
+        with pytest.raises(
+            DecodeError, match="the record of run bad is damaged: .* delete bad` rem"
         ):
             await bad
 
@@ -241,7 +255,60 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
     assert "redis refuses to write" not in caplog.text
 
 
-@pytest.mark.parametrize("counter", ["writes", "seq", "inbox", "version"])
+class Speaks(Workflow, types=[Go]):
+    """Publishes when it is told to, and stays."""
+
+    go_on: asyncio.Event
+
+    @step
+    async def begin(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        for _ in range(2):
+            ctx.write_event_to_stream(Go())
+            await Speaks.go_on.wait()
+        return StopEvent(result="done")
+
+
+@pytest.mark.parametrize("how", ["type", "content"])
+async def test_who_reads_damaged_public_events_is_told_and_nobody_else(
+    place: Place, how: str
+) -> None:
+    Speaks.go_on = asyncio.Event()
+    await place.serve(Speaks)
+    bad, sound = [await place.client.start(Speaks, run_id=name) for name in ("bad", "fine")]
+    begun = {"bad": asyncio.Event(), "fine": asyncio.Event()}
+
+    async def read(handler: WorkflowHandler) -> list[str]:
+        seen: list[str] = []
+        async for event in handler.stream_events():
+            seen.append(type(event).__name__)
+            begun[handler.run_id].set()
+        return seen
+
+    reading = [asyncio.create_task(read(handler)) for handler in (bad, sound)]
+    await asyncio.gather(*(event.wait() for event in begun.values()))
+    key = place.keys.events("bad")
+    if how == "type":
+        await place.call("DEL", key)
+        await place.call("SET", key, "x")
+    else:
+        await place.call("XADD", key, "*", "d", GARBAGE)
+    with pytest.raises(
+        DecodeError,
+        match=f"the public events of run bad cannot be read, {re.escape(key)} is damaged: "
+        "`stepfleet doctor` names what is wrong, `stepfleet runs delete bad` removes the run",
+    ):
+        await reading[0]
+    Speaks.go_on.set()
+    assert await reading[1] == ["Go", "Go", "StopEvent"]
+    assert await sound == "done"
+    if how == "type":
+        with pytest.raises(WorkflowRuntimeError, match="run bad cannot go on, a key of it is dam"):
+            await bad
+    else:  # what it does is not what it says
+        assert await bad == "done"
+
+
+@pytest.mark.parametrize("counter", ["writes", "seq", "inbox", "version", "waits"])
 async def test_one_counter_that_is_no_number_keeps_no_other_run_waiting(
     place: Place, caplog: pytest.LogCaptureFixture, counter: str
 ) -> None:

@@ -302,7 +302,7 @@ def test_the_store_of_an_ended_run_is_amended_and_leaves_with_its_record(rig: Ri
     assert rig.words(Commit(run_id, OperationFence("o"), amend.words), amend) == ["over", "applied"]
     left = rig.client.pttl(rig.keys.run(run_id))
     for key in (rig.keys.store(run_id), rig.keys.further(run_id)):
-        assert 0 < rig.client.pttl(key) <= left
+        assert 0 < rig.client.pttl(key) <= left + 2  # set from what was left, a moment before
     assert rig.keys_of("ghost") == {}
 
 

@@ -23,7 +23,7 @@ class Load:
     ) -> None:
         self._client = client
         self._may_vanish = may_vanish
-        self._width = width
+        self.width = width
         #: What a run puts into streams: its start, and a work and a join for each event.
         self.deliveries_per_run = 2 * width + 1
         self._runs: list[str] = []
@@ -50,7 +50,7 @@ class Load:
             run_id = new_run_id(SystemRandom())
             self._runs.append(run_id)
             result = await self._result(run_id)
-            assert sorted(result["numbers"]) == list(range(self._width))
+            assert sorted(result["numbers"]) == list(range(self.width))
 
     async def _result(self, run_id: str) -> dict[str, Any]:
         while True:
@@ -65,7 +65,7 @@ class Load:
         while True:
             try:
                 return await self._client.start(
-                    FanOut, run_id=run_id, width=self._width, seconds=self.SECONDS
+                    FanOut, run_id=run_id, width=self.width, seconds=self.SECONDS
                 )
             except (ConnectionLost, StoreRefused):
                 self.repeated += 1  # as documented: with the same id it names the same run

@@ -9,7 +9,7 @@ import msgpack
 
 from stepfleet.core.commit import Route
 from stepfleet.core.cut import Cut
-from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.errors import DecodeError, NewerVersionError, StoreRefused
 from stepfleet.storage.cutting import cut_of, reading
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
@@ -212,11 +212,22 @@ class RunReader:
         }
 
     async def public(self, run_id: str, after: int, count: int = 500) -> list[PublicRow]:
-        """Return public entries behind a sequence."""
-        rows = await self.link.call(
-            "XRANGE", self.keys.events(run_id), f"({after}-0", "+", "COUNT", count
-        )
-        return [public_row(row) for row in rows]
+        """Return public entries behind a sequence.
+
+        Raises:
+            DecodeError: somebody damaged them.
+        """
+        key = self.keys.events(run_id)
+        try:
+            rows = await self.link.call("XRANGE", key, f"({after}-0", "+", "COUNT", count)
+            return [public_row(row) for row in rows]
+        except (StoreRefused, DecodeError) as error:
+            is_other = isinstance(error, StoreRefused) and "WRONGTYPE" not in str(error)
+            if is_other or isinstance(error, NewerVersionError):
+                raise
+            raise DecodeError(
+                f"the public events of run {run_id} cannot be read, {key} is damaged: {damage(run_id)}"
+            ) from error
 
     async def kept(self, run_id: str) -> int:
         """Return what the run's history keeps, 0 when it has none."""
@@ -379,7 +390,10 @@ def public_row(row: Sequence[Any]) -> PublicRow:
         DecodeError: it is none that this version can read.
     """
     name, fields = row
-    stale = tuple(int(seq) for seq in fields[3].split(b",")) if len(fields) > 3 else ()
+    try:
+        stale = tuple(int(seq) for seq in fields[3].split(b",")) if len(fields) > 3 else ()
+    except ValueError as error:
+        raise DecodeError(f"a public event is not readable: {error}", fields[3]) from error
     return PublicRow(int(name.split(b"-")[0]), decode_public(fields[1]), stale)
 
 

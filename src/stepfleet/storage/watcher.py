@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
 from stepfleet.storage.reader import Announcement, RunReader, announcement
@@ -59,7 +60,10 @@ class Watcher:
         return self._positions.get(key)
 
     def follow(self, key: str, after: str, on_entries: OnEntries) -> None:
-        """Tell of entries behind `after`, which is not behind `position`."""
+        """Tell of entries behind `after`, which is not behind `position`.
+
+        No entries: the key is no stream any more, and is not followed from now on.
+        """
         self._positions.setdefault(key, after)
         self._followers.setdefault(key, set()).add(on_entries)
         self._link.interrupt()
@@ -90,10 +94,30 @@ class Watcher:
                 await self._read()
                 lost = False
             except (ConnectionLost, StoreRefused) as error:
+                if "WRONGTYPE" in str(error) and await self._left_damaged():
+                    continue
                 if not lost:
                     logger.warning("redis does not answer, waiting for it: error=%s", error)
                 lost = True
                 await asyncio.sleep(0.2)
+
+    async def _left_damaged(self) -> bool:
+        """Stop following what is no stream, for which Redis refuses every read; tell whether there was one."""
+        keys = list(self._positions)
+        types: list[Any] = []
+        with suppress(StoreError):
+            types = await self._reader.link.calls([("TYPE", key) for key in keys])
+        rows = zip(keys, types, strict=bool(types))
+        damaged = [
+            key
+            for key, kind in rows
+            if isinstance(kind, bytes) and kind not in (b"stream", b"none")
+        ]
+        for key in damaged:
+            self._positions.pop(key, None)
+            for on_entries in self._followers.pop(key, ()):
+                on_entries([])
+        return bool(damaged)
 
     async def _read(self) -> None:
         streams = {self._keys.ends: self._last_end, **self._positions}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -25,6 +26,8 @@ from tests.support.wait import eventually
 
 #: After so many deaths a delivery is given up: the default of `max_deliveries`.
 MAX_DELIVERIES = 3
+#: How often an entry is written again.
+COPIES = 3
 WORK = "{default:0}:s:FanOut:Item:work"
 #: What somebody may have written into a stream.
 GARBAGE = (
@@ -208,11 +211,21 @@ async def _taken_out(fleet: TestFleet, fields: Mapping[str, str | bytes]) -> flo
 
 @scenario(
     "F21",
-    fault="entries that are pending are claimed for other workers again and again, while they run",
-    seen="nothing: steps run more than once, the first owner's commits change nothing",
+    fault="entries that are pending are claimed for other workers again and again while they run; others are "
+    "written into their stream three times more",
+    seen="nothing: steps run more than once, and are committed once; the other commits change nothing",
     lost="nothing",
 )
 async def entries_change_hands(directory: Path, *, seconds: float = 10.0) -> Figures:
+    (directory / "claimed").mkdir()
+    (directory / "doubled").mkdir()
+    claimed = await _changing_hands(directory / "claimed", seconds)
+    return Figures(
+        recovery=(), counted=f"{claimed}; {await _doubled(directory / 'doubled', seconds)}"
+    )
+
+
+async def _changing_hands(directory: Path, seconds: float) -> str:
     with TestFleet(directory) as fleet:
         fleet.start(3)
         async with Client(fleet.url) as client, asyncio.timeout(seconds + 2 * PATIENCE):
@@ -223,15 +236,58 @@ async def entries_change_hands(directory: Path, *, seconds: float = 10.0) -> Fig
                 await asyncio.sleep(0.3)
             runs = await load.stop()
         check(fleet, load, runs)
-        again = executed_twice(fleet.ledger.executions("work"))
+        # also in one process: all of them change hands together, and come back
+        began = Counter(one.delivery for one in fleet.ledger.executions("work"))
         dropped = sum(worker.log().count("settled elsewhere") for worker in fleet.workers)
     assert claimed > 2 * seconds
-    assert again[0] > 0
-    return Figures(
-        recovery=(),
-        counted=f"{claimed} claims under {len(runs)} runs; executed twice: {share(*again)} of that step; "
-        f"{dropped} commits dropped",
+    again = sum(times > 1 for times in began.values())
+    assert again > 0
+    return (
+        f"{claimed} claims under {len(runs)} runs; executed more than once: "
+        f"{share(again, len(began))} of that step; {dropped} commits dropped"
     )
+
+
+async def _doubled(directory: Path, seconds: float) -> str:
+    """Writes entries of a step three times more, as somebody would who replays a stream."""
+    copied: set[bytes] = set()
+    with TestFleet(directory) as fleet:
+        fleet.start(3)
+        async with Client(fleet.url) as client, asyncio.timeout(seconds + 2 * PATIENCE):
+            load = Load(client, width=10)
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                copied |= _copy_some(fleet, copied)
+                await asyncio.sleep(0.1)
+            runs = await load.stop()
+        fleet.wait_until_tidy(runs, timeout=PATIENCE)
+        record = fleet.record()
+        began = Counter(one.delivery for one in fleet.ledger.executions("work"))
+        dropped = sum(worker.log().count("settled elsewhere") for worker in fleet.workers)
+    assert len(copied) > 2 * seconds
+    # Each was in the stream four times, and what came of it was added once: a join, and no second end.
+    added = Counter(entry.delivery for entry in record.of_runs(runs) if entry.step == "work")
+    assert {count for name, count in added.items() if name.encode() in copied} == {COPIES + 1}
+    joined = [entry for entry in record.of_runs(runs) if entry.step == "join"]
+    assert len(joined) == len(runs) * load.width
+    assert {record.ends[run] for run in runs} == {1}
+    assert not [key for (key, _), count in record.contributions.items() if count > 1]
+    assert not [slot for slot, count in record.lowest_slots.items() if count < 0]
+    again = sum(began[name.decode()] > 1 for name in copied)
+    return (
+        f"{len(copied)} entries written {COPIES} times more under {len(runs)} runs; executed more than once: "
+        f"{share(again, len(copied))}; {dropped} commits dropped"
+    )
+
+
+def _copy_some(fleet: TestFleet, copied: set[bytes]) -> set[bytes]:
+    """Writes up to two entries of a step into its stream again; returns their deliveries."""
+    with fleet.redis() as redis:
+        rows = [fields for _, fields in redis.xrange(WORK) if fields[b"i"] not in copied]
+        for fields in rows[:2]:
+            for _ in range(COPIES):
+                redis.xadd(WORK, fields)
+    return {fields[b"i"] for fields in rows[:2]}
 
 
 def _claim_for_others(fleet: TestFleet) -> int:

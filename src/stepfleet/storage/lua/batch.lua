@@ -5,8 +5,8 @@ local group, consumer, most_deliveries, taken_from, streams = A[1], A[2], A[3] +
 local STREAM, LABEL, SLOT, LIMIT = {}, {}, {}, {}
 local CEILING, GAUGE, QUEUE, ALARM, SIBLINGS = {}, nil, nil, nil, nil
 local run, open, keys, run_id     -- of the commit at hand
-local fields                      -- its run's status, deadline, number of open waiters, `admitted`, deliveries so far
-                                  -- and, of an entry, number of lent slots, slot counter
+local fields                      -- its run's status, deadline, number of open waiters, `admitted`, deliveries so far,
+                                  -- last public sequence and, of an entry, number of lent slots, slot counter
 local closed                      -- its run waits for admission: whatever it emits is held
 local lent                        -- its entry gave its slot away before
 local opened                      -- field, value, ... to write to `open` at its end
@@ -22,6 +22,9 @@ local settled                     -- the delivery that it settles: when it is em
 local planned                     -- deliveries that it will add to those that its run ever had
 local guarded                     -- of those with a guard: how many it did add
 local ending                      -- it ends the run
+local damaged                     -- a key of its run is damaged, and it ends the run without that
+local unpublished                 -- its end stands in the run's record only
+local late                        -- its delivery was settled before, by another entry of the same delivery
 local pending                     -- scope -> deliveries pending in it before this commit, false: no such scope
 local deletions = {}              -- stream -> entry ids, deleted in bulk at the end: XDEL alone costs twice as much
 local halted = {}                 -- run -> why Redis refused a commit of it: those behind must not overtake it
@@ -42,6 +45,14 @@ end
 -- Where what follows a fence, an expectation or a word begins; `n` is where it says how many of `each` it has more.
 local function after(part, j)
   return j + part.size + (part.n and part.each * A[j + part.n] or 0)
+end
+
+-- A counter of a run (false or nil: 0); an error that is answered with `broken` when somebody wrote something else
+-- there: Redis would refuse to count on only behind the first writes.
+local function whole(counter)
+  if not counter then return 0 end
+  if not string.find(counter, '^%-?%d+$') or #counter > 16 then error('not an integer') end
+  return counter + 0
 end
 
 -- A table whose entries are made when they are needed first, each by its maker; those that have none, all together. A

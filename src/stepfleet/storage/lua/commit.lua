@@ -50,12 +50,13 @@ end
 
 local function read_run(kind, at)
   if kind == 'entry' then
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries', 'lent', SLOT[A[at] + 0])
+    local slot = SLOT[A[at] + 0]
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries', 'seq', 'lent', slot)
   elseif kind == 'new' or kind == 'stray' then
     fields = {}
     return true
   else
-    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries')
+    fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries', 'seq')
   end
   closed = fields[4] == '0'
   return fields[1] == 'running'
@@ -65,6 +66,7 @@ local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
   opened, diverted, missing, appends, asked, closed, lent = {}, false, nil, {}, {}, false, false
   waiting, wanted, sizes, born, pending, planned, guarded, ending, settled = {}, {}, {}, 0, {}, 0, 0, false, nil
+  damaged, unpublished, late = false, false, false
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)
   if refusal then return refusal end
@@ -84,9 +86,11 @@ local function apply(i, stop)
     if word.check then word.check(j + 1) end
     j = after(word, j + 1)
   end
+  if late then return 'gone' end
+  if fence.counts then had() end
   if fence.bounded and fence.bounded(at) and had() + planned > most_deliveries then return 'full deliveries' end
 
-  fence.settle(at)
+  if fence.settle(at) == false then return 'gone' end
   j = words
   while j < stop do
     local word = WORD[A[j]]

@@ -47,7 +47,7 @@ local function further_expectations()
     end,
     -- limit: fewer steps of the run wait
     ['few-waits'] = function(j)
-      if (fields[3] or 0) + 0 >= A[j] + 0 then return j + 1, 'full' end
+      if whole(fields[3]) >= A[j] + 0 then return j + 1, 'full' end
       return j + 1
     end,
     -- record of another run: it is live
@@ -58,22 +58,26 @@ local function further_expectations()
     -- name, buffer, list, version: nobody appended or released since
     version = function(j)
       local version = version_of(K[A[j + 1] + 0])
+      whole(version)
       if version ~= A[j + 3] then return j + 4, moved(A[j], A[j + 2] + 0, version) end
       return j + 4
     end,
     -- name, buffer, list, type, n, n times (type, quota): one more event of this type does not complete the buffer
     quota = function(j)
       local buffer, own, n = K[A[j + 1] + 0], A[j + 3], A[j + 4] + 0
-      local next_, lacks, fits, empty = j + 5 + 2 * n, 0, false, true
+      local next_, lacks, fits, empty, names = j + 5 + 2 * n, 0, false, true, { 'version' }
+      for x = j + 5, next_ - 2, 2 do names[#names + 1] = 'n:' .. A[x] end
+      local counts = rc('HMGET', buffer, unpack(names))
+      whole(counts[1])
       for x = j + 5, next_ - 2, 2 do
         -- What this commit adds to the buffer itself counts as well.
         local added = appends[buffer .. '\n' .. A[x]] or 0
-        local have, need = (rc('HGET', buffer, 'n:' .. A[x]) or 0) + added, A[x + 1] + 0
+        local have, need = whole(counts[(x - j - 1) / 2]) + added, A[x + 1] + 0
         if have > 0 then empty = false end
         if A[x] == own and have < need then have, fits = have + 1, true end
         if have < need then lacks = lacks + need - have end
       end
-      if fits and lacks == 0 then return next_, moved(A[j], A[j + 2] + 0, version_of(buffer)) end
+      if fits and lacks == 0 then return next_, moved(A[j], A[j + 2] + 0, counts[1] or '0') end
       if fits then appends[buffer .. '\n' .. own] = (appends[buffer .. '\n' .. own] or 0) + 1 end
       appends[#appends + 1], missing = fits, lacks
       -- The first event of a buffer leaves what it waits for, for whoever looks.

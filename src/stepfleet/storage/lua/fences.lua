@@ -1,10 +1,10 @@
 -- fences.lua (part of commit.lua): the proofs that a commit may act.
 --
 -- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; check(j): reads what it will
--- write; settle(j): consumes it, as the first write of the commit; drop(j): consumes it when the run has ended; parks:
--- it stands for work that an ended run may keep; late: it may act on a run that has ended, and finish(j) comes last;
--- counts: what it adds is new; bounded(j): it is refused when its run has had too many deliveries. j is where its
--- arguments begin.
+-- write; settle(j): consumes it, as the first write of the commit (false: there was nothing to settle); drop(j):
+-- consumes it when the run has ended; parks: it stands for work that an ended run may keep; late: it may act on a run
+-- that has ended, and finish(j) comes last; counts: what it adds is new; bounded(j): it is refused when its run has had
+-- too many deliveries. j is where its arguments begin.
 
 local function mine(s, entry)
   return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
@@ -29,7 +29,7 @@ local function is_lent(did) return string.sub(rc('HGET', open, did) or '', -5) =
 local function nothing() end
 
 -- Deliveries that the run had until now. They are counted in a write that is made anyhow.
-local function had() return (fields[5] or 0) + 0 end
+local function had() return whole(fields[5]) end
 
 local function check_open() rc('HLEN', open) end
 
@@ -82,8 +82,8 @@ local function further_fences()
     },
     -- whoever asks, while the run is live
     control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
-    -- whoever ends a run of which a key is damaged: reads none of them
-    damaged = { size = 0, prove = nothing, check = nothing, settle = nothing, drop = nothing },
+    -- whoever ends a run of which a key is damaged: needs none but its record
+    damaged = { size = 0, prove = nothing, check = function() damaged = true end, settle = nothing, drop = nothing },
     -- whoever changes what is kept of a run, live or ended, and stays as long as its record: the key that is changed
     amend = {
       size = 1, late = true,
@@ -108,25 +108,26 @@ local FENCE = lazily({
     check = function(j)
       local hold = A[j + 3] + 0
       settled = A[j + 2]
-      lent = hold > 0 and (fields[6] or 0) + 0 ~= 0 and is_lent(A[j + 2])
-      if hold > 0 and not lent and (fields[7] or 0) + 0 > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
+      lent = hold > 0 and whole(fields[7]) ~= 0 and is_lent(A[j + 2])
+      if hold > 0 and not lent and whole(fields[8]) > 1 then waiting[K[hold]] = rc('LLEN', K[hold]) end
     end,
     settle = function(j)
       local s, hold = A[j] + 0, A[j + 3] + 0
-      rc('HDEL', open, A[j + 2])
+      local was_open = rc('HDEL', open, A[j + 2]) == 1
       acknowledge(s, A[j + 1])
+      -- Somebody added its entry twice. The other one gave the slot back; a wake-up is no delivery.
+      if not was_open and A[j + 2] ~= '' then return false end
       if lent then
         rc('HINCRBY', run, 'lent', -1)
         guarded = planned
       elseif hold > 0 then
-        local n = (fields[7] or 0) - 1
+        local n = whole(fields[8]) - 1
         rc('HSET', run, SLOT[s], n, 'deliveries', had() + planned)
         refill(s, K[hold], n)
       end
     end,
-    -- Nothing but the end of its run, once there were too many; what others wait for goes on. A count that is none
-    -- shows in either case.
-    bounded = function(j) return A[j + 3] + 0 > 0 and had() and not ending end,
+    -- Nothing but the end of its run, once there were too many; what others wait for goes on.
+    bounded = function(j) return A[j + 3] + 0 > 0 and not ending end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
   } end,
   -- an early effect of a delivery that goes on: stream, entry

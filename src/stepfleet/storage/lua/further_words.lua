@@ -68,7 +68,7 @@ local function further_words()
     mark = {
       size = 5, n = 4, each = 1,
       check = function(j)
-        rc('XLEN', key_at(j))
+        look_at_public(key_at(j))
         look(key_at(j + 2))
       end,
       write = function(j)
@@ -164,7 +164,11 @@ local function further_words()
     -- key that was registered
     discard = { size = 1, write = function(j) unregister(key_at(j)) end },
     -- field of the run's record, by how much
-    count = { size = 2, write = function(j) rc('HINCRBY', run, A[j], A[j + 1]) end },
+    count = {
+      size = 2,
+      check = function(j) whole(rc('HGET', run, A[j])) end,
+      write = function(j) rc('HINCRBY', run, A[j], A[j + 1]) end,
+    },
     -- list, value, how many are kept
     push = {
       size = 3,
@@ -200,7 +204,11 @@ local function further_words()
       size = 5,
       check = function(j)
         lent = is_lent(A[j + 2])
-        if not lent then waiting[key_at(j + 3)] = rc('LLEN', key_at(j + 3)) end
+        if lent then return end
+        waiting[key_at(j + 3)] = rc('LLEN', key_at(j + 3))
+        local counts = rc('HMGET', run, 'lent', SLOT[A[j] + 0])
+        whole(counts[1])
+        whole(counts[2])
       end,
       write = function(j)
         local s, entry = A[j] + 0, A[j + 1]
@@ -252,7 +260,10 @@ local function further_words()
     -- hash, field, value: a stored value; versions never come again, not even behind a removal
     write = {
       size = 3,
-      check = function(j) look(key_at(j)) end,
+      check = function(j)
+        look(key_at(j))
+        whole(rc('HGET', run, 'writes'))
+      end,
       write = function(j)
         rc('HSET', key_at(j), A[j + 1], rc('HINCRBY', run, 'writes', 1) .. ':' .. A[j + 2])
         made(key_at(j))
@@ -269,7 +280,11 @@ local function further_words()
     -- stream, hold list: a place under the ceiling was reserved for this run
     wake = {
       size = 2,
-      check = function(j) if fields[1] then waiting[key_at(j + 1)] = rc('LLEN', key_at(j + 1)) end end,
+      check = function(j)
+        if not fields[1] then return end
+        waiting[key_at(j + 1)] = rc('LLEN', key_at(j + 1))
+        whole(rc('HGET', run, SLOT[A[j] + 0]))
+      end,
       write = function(j)
         local s = A[j] + 0
         reserve(s, -1)
@@ -299,7 +314,10 @@ local function further_words()
     -- stream, hold list: this run has got its place, and what it holds may go
     admit = {
       size = 2,
-      check = function(j) waiting[key_at(j + 1)] = rc('LLEN', key_at(j + 1)) end,
+      check = function(j)
+        waiting[key_at(j + 1)] = rc('LLEN', key_at(j + 1))
+        whole(rc('HGET', run, SLOT[A[j] + 0]))
+      end,
       write = function(j)
         closed = false
         rc('HSET', run, 'admitted', 1)

@@ -68,7 +68,7 @@ local function scope_words()
       local scope = key_at(j)
       if pending[scope] == nil then
         local n = rc('HGET', scope, 'open')
-        pending[scope] = n and n + 0
+        pending[scope] = n and whole(n)
       end
       if pending[scope] and pending[scope] + A[j + 1] <= 0 then
         for x = j + 3, j + 1 + 2 * A[j + 2], 2 do room(A[x] + 0, A[x + 1] + 0, 1) end
@@ -89,7 +89,7 @@ local function scope_words()
   local pairing = {
     size = 8, n = 7, each = 2,
     check = function(j)
-      if A[j] + 0 > 0 then look(key_at(j)) else planned = planned + 1 end
+      if A[j] + 0 > 0 then look_at_effects(A[j] + 0) else planned = planned + 1 end
       for x = j + 8, j + 6 + 2 * A[j + 7], 2 do look_at_list(key_at(x)) end
       rc('LLEN', key_at(j + 4))
       can_register()

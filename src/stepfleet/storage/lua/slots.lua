@@ -44,7 +44,7 @@ end
 local function room(s, hold, k)
   local slot, list = SLOT[s], K[hold]
   -- A run that is being made has none.
-  local n = wanted[slot] or (fields[1] and rc('HGET', run, slot) or 0) + 0
+  local n = wanted[slot] or whole(fields[1] and rc('HGET', run, slot))
   wanted[slot] = n + k
   if n + k > LIMIT[s] or CEILING[s] > 0 or closed then can_register() end
   if (n > 0 or k > LIMIT[s] or CEILING[s] > 0 or closed) and not waiting[list] then

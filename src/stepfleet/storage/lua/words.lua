@@ -9,7 +9,7 @@ local SHORT = 512
 
 -- This run leaves the set of places or the queue for them; whoever waits longest gets what is free, and an alarm.
 local function give_up_place(set, queue, alarms)
-  if rc('SREM', set, run_id) == 0 then rc('LREM', queue, 1, rc('HGET', run, 'limit') .. ' ' .. run_id) end
+  if rc('SREM', set, run_id) == 0 then rc('LREM', queue, 1, (rc('HGET', run, 'limit') or '') .. ' ' .. run_id) end
   while true do
     local limit, next_ = string.match(rc('LINDEX', queue, 0) or '', '^(%d+) (.+)$')
     if not limit or rc('SCARD', set) >= limit + 0 then return end
@@ -27,8 +27,8 @@ WORD = lazily({
   publish = function() return {
     size = 5,
     check = function(j)
-      rc('XLEN', key_at(j))
-      if A[j + 2] + 0 > 0 then look(key_at(j + 2)) end
+      look_at_public(key_at(j))
+      if A[j + 2] + 0 > 0 then look_at_effects(A[j + 2] + 0) end
     end,
     write = function(j)
       local guard, field = A[j + 2] + 0, A[j + 3]
@@ -68,6 +68,11 @@ WORD = lazily({
   -- zset of live runs, age of this execution in ms: the budget runs from the earliest execution that is known
   deadline = function() return {
     size = 2,
+    check = function()
+      if not fields[2] or string.find(fields[2], '^%?%d+$') then return end
+      whole(fields[2])
+      whole(rc('HGET', run, 'timeout'))
+    end,
     write = function(j)
       -- The record of a run that is being made was written just now.
       local armed = fields[2] or (not fields[1] and rc('HGET', run, 'deadline'))
@@ -87,7 +92,11 @@ WORD = lazily({
     size = 14, n = 13, each = 1,
     check = function(j)
       ending = true
-      rc('XLEN', key_at(j + 1))
+      if not damaged then
+        look_at_public(key_at(j + 1))
+      elseif not pcall(look_at_public, key_at(j + 1)) then
+        unpublished = true
+      end
       if fields[4] then
         rc('SCARD', key_at(j + 6))
         rc('LLEN', key_at(j + 7))
@@ -97,7 +106,7 @@ WORD = lazily({
     write = function(j)
       local retention = A[j + 9]
       local more = rc('HMGET', run, 'seq', 'further', 'joined')
-      local seq, entry = (more[1] or 0) + 1, A[j + 12]
+      local seq, entry = (tonumber(more[1] or 0) or 0) + 1, A[j + 12]
       -- First what needs no memory: a full Redis lets runs end.
       rc('ZREM', key_at(j + 2), run_id)
       rc('HSET', run, 'status', A[j], 'ended', now_ms(), 'parks', A[j + 11], 'entry', entry,
@@ -107,8 +116,8 @@ WORD = lazily({
       if #entry <= SHORT then told = { 'r', run_id, 's', A[j], 'q', seq, 'e', entry } end
       if more[3] then told[#told + 1], told[#told + 2] = 'j', 1 end
       rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 10], '*', unpack(told))
-      if more[1] then
-        publish(key_at(j + 1), '1000000', entry)
+      if more[1] and not unpublished then publish(key_at(j + 1), '1000000', entry) end
+      if more[1] or unpublished then
         rc('PEXPIRE', key_at(j + 1), retention)
       end
       if more[2] then rc('RPUSH', key_at(j + 5), run_id) end
