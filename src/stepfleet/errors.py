@@ -135,7 +135,7 @@ class StoreError(WorkflowError):
 
 
 class ConnectionLost(StoreError):
-    """Redis cannot be reached, or did not answer in time."""
+    """Redis cannot be reached, or did not answer in time: what it was asked for may have been done."""
 
 
 class StoreRefused(StoreError):

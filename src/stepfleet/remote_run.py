@@ -666,11 +666,12 @@ class RemoteRun:
 
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
             await self.started()
-            answer = await self._commit(services.fleet.token(), words, expects)
+            operation = services.fleet.token()
+            answer = await self._commit(operation, words, expects)
             if answer.word != "over":
                 return answer
             # The state of a run that has ended may be changed: the next run of the context has it.
-            amend = Commit(self.run_id, AmendFence(), words, expects)
+            amend = Commit(self.run_id, AmendFence(operation), words, expects)
             return await services.committer.commit(amend)
 
         return RedisPort(

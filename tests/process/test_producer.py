@@ -12,8 +12,10 @@ import pytest
 from stepfleet import Client, StopEvent
 from stepfleet.errors import RunNotFound
 from stepfleet.events import RetractedEvent
+from tests.chaos.proxy import Exchange, Order
+from tests.chaos.scenarios.scenario import through_a_proxy
 from tests.support.fleet import ROOT, TestFleet
-from tests.support.flows import Streaming, Token
+from tests.support.flows import Sleep, Streaming, Token
 
 COUNT = 40
 PATIENCE = 60.0
@@ -121,3 +123,30 @@ async def test_a_killed_streaming_step_shows_every_event_once_or_says_what_to_re
 
 def _is_token(event: object) -> bool:
     return isinstance(event, Token)
+
+
+@pytest.mark.timeout(60)
+async def test_a_store_of_an_ended_run_is_edited_once_when_the_answer_is_lost(
+    tmp_path: Path,
+) -> None:
+    with TestFleet(tmp_path) as fleet, through_a_proxy(fleet) as proxy:
+        fleet.start()
+        lost: list[bytes] = []
+
+        def lose(exchange: Exchange) -> Order:
+            # the answer to what saves the edit; what takes the lock comes before
+            if b"amend" not in exchange.words or b"locked" not in exchange.words or lost:
+                return "forward"
+            lost.append(exchange.words[0])
+            return "close"
+
+        async with Client(proxy.url) as client, asyncio.timeout(PATIENCE):
+            handler = await client.start(Sleep, seconds=0.0)
+            await handler
+            await handler.ctx.store.set("counter", 1)
+            proxy.reply = lose
+            async with handler.ctx.store.edit_state() as state:
+                state.counter += 1
+            assert lost
+            assert await handler.ctx.store.get("counter") == 2
+        fleet.wait_until_tidy([handler.run_id])

@@ -329,12 +329,12 @@ def test_a_full_redis_takes_no_more_into_the_store_of_an_ended_run(
     rig, fill = full
     run_id = rig.start(emit(WIDE, "a"))
     rig.apply(settle(rig.take(WIDE), end()))
-    rig.apply(Commit(run_id, AmendFence(), [Write("small", b"v")]))
+    rig.apply(Commit(run_id, AmendFence("1"), [Write("small", b"v")]))
     fill()
     before = rig.everything()
-    assert rig.words(Commit(run_id, AmendFence(), [Write("more", b"v")])) == ["refused"]
+    assert rig.words(Commit(run_id, AmendFence("2"), [Write("more", b"v")])) == ["refused"]
     assert rig.everything() == before
-    assert rig.words(Commit(run_id, AmendFence(), [Unwrite("small")])) == ["applied"]
+    assert rig.words(Commit(run_id, AmendFence("3"), [Unwrite("small")])) == ["applied"]
 
 
 def test_what_follows_a_refused_commit_of_its_run_is_refused_too(

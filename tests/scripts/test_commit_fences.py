@@ -12,6 +12,9 @@ from stepfleet.core.commit import (
     DeadLetter,
     DropTimer,
     EntryFence,
+    Free,
+    Lock,
+    Locked,
     Note,
     OperationFence,
     OverdueFence,
@@ -20,6 +23,7 @@ from stepfleet.core.commit import (
     Save,
     SetTimer,
     StrayFence,
+    Unlock,
     Write,
 )
 from stepfleet.storage.keys import GROUP
@@ -294,16 +298,29 @@ def test_a_control_commit_may_write_while_the_run_is_live(rig: Rig) -> None:
 
 def test_the_store_of_an_ended_run_is_amended_and_leaves_with_its_record(rig: Rig) -> None:
     run_id = rig.start(emit(WIDE, "a"))
-    amend = Commit(run_id, AmendFence(), [Write("late", b"1")])
+    amend = Commit(run_id, AmendFence("1"), [Write("late", b"1")])
     assert rig.words(amend, amend._replace(run_id="ghost")) == ["applied", "unknown-run"]
-    assert rig.client.pttl(rig.keys.store(run_id)) == -1  # of a live run nothing expires
+    names = (rig.keys.store(run_id), rig.keys.operations(run_id), rig.keys.further(run_id))
+    assert [rig.client.pttl(key) for key in names] == [-1] * 3  # of a live run nothing expires
     rig.apply(settle(rig.take(WIDE), end()))
-    rig.client.delete(rig.keys.store(run_id), rig.keys.further(run_id))
-    assert rig.words(Commit(run_id, OperationFence("o"), amend.words), amend) == ["over", "applied"]
+    rig.client.delete(*names)
+    again = amend._replace(fence=AmendFence("2"))
+    assert rig.words(Commit(run_id, OperationFence("o"), amend.words), again) == ["over", "applied"]
     left = rig.client.pttl(rig.keys.run(run_id))
-    for key in (rig.keys.store(run_id), rig.keys.further(run_id)):
+    for key in (rig.keys.store(run_id), rig.keys.operations(run_id)):
         assert 0 < rig.client.pttl(key) <= left + 2  # set from what was left, a moment before
     assert rig.keys_of("ghost") == {}
+
+
+def test_an_amendment_that_is_sent_again_is_applied_once(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "a"))
+    rig.apply(settle(rig.take(WIDE), end()))
+    lock = Commit(run_id, AmendFence("1"), [Lock("me", 9000)], [Free("me")])
+    save = Commit(run_id, AmendFence("2"), [Write("f", b"1"), Unlock("me")], [Locked("me")])
+    other = Commit(run_id, AmendFence("3"), [Write("f", b"2")])
+    assert rig.words(lock, lock, save, other, save) == ["applied"] * 5
+    stored = rig.client.hgetall(rig.keys.store(run_id))
+    assert [value.partition(b":")[2] for value in stored.values()] == [b"2"]
 
 
 # -- strays ------------------------------------------------------------------------------------------

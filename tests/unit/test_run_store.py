@@ -151,7 +151,7 @@ COMMITS: dict[str, list[Commit]] = {
         Commit("run1", c.EntryFence(WORK, "1-0", D1), (), [c.Counted(D1, "x.1", 1), c.Kept(D1, D2)])
     ],
     "damaged": [Commit("run1", c.DamagedFence(), [c.End("failed", b"end", ("error", b"e"))])],
-    "amend": [Commit("run1", c.AmendFence(), [c.Write("field", b"\x02")], [c.Free("-")])],
+    "amend": [Commit("run1", c.AmendFence("op"), [c.Write("field", b"\x02")], [c.Free("-")])],
     "wide": [
         Commit("run1", c.EffectFence(WORK, "1-0"), [c.Stage(D1, LIMITED, True, ((D2, b"r"),))]),
         Commit(

@@ -85,7 +85,12 @@ class DamagedFence(NamedTuple):
 
 
 class AmendFence(NamedTuple):
-    """The run is recorded, live or ended; for the store only, which lives as long as the record."""
+    """The run is recorded, live or ended, and a caller's operation was not applied yet.
+
+    For the store only, which lives as long as the record.
+    """
+
+    operation: str
 
 
 class NewRunFence(NamedTuple):

@@ -258,12 +258,11 @@ def _overdue_fence(p: Packing, args: list[Arg], f: c.OverdueFence) -> None:
 
 
 def _operation_fence(p: Packing, args: list[Arg], f: c.OperationFence) -> None:
-    args += (
-        "operation",
-        p.key(p.keys.operations(p.run_id)),
-        f.operation,
-        p.bounds.operations_limit,
-    )
+    args += ("operation", *_operation(p, f))
+
+
+def _operation(p: Packing, f: c.OperationFence | c.AmendFence) -> tuple[Arg, Arg, Arg]:
+    return p.key(p.keys.operations(p.run_id)), f.operation, p.bounds.operations_limit
 
 
 def _control_fence(p: Packing, args: list[Arg], f: c.ControlFence) -> None:
@@ -275,7 +274,7 @@ def _damaged_fence(p: Packing, args: list[Arg], f: c.DamagedFence) -> None:
 
 
 def _amend_fence(p: Packing, args: list[Arg], f: c.AmendFence) -> None:
-    args += ("amend", p.key(p.keys.store(p.run_id)))
+    args += ("amend", *_operation(p, f), p.key(p.keys.store(p.run_id)))
 
 
 def _new_run_fence(p: Packing, args: list[Arg], f: c.NewRunFence) -> None:

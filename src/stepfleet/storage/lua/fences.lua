@@ -39,6 +39,16 @@ local function further_fences()
     rc('HDEL', K[A[j + 1] + 0], A[j + 2])
   end
 
+  -- zset of ids, id, how many are kept
+  local function is_known(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end
+
+  local function remember(j)
+    local n = rc('HINCRBY', run, 'operations', 1)
+    rc('ZADD', K[A[j] + 0], n, A[j + 1])
+    if n == 1 then register(K[A[j] + 0]) end
+    rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
+  end
+
   return {
     -- a delivery whose run cannot be read; no key of the run is touched: stream, entry
     stray = {
@@ -68,13 +78,10 @@ local function further_fences()
     -- something asked for once under an id of its own: zset of ids, id, how many are kept
     operation = {
       size = 3, counts = true,
-      prove = function(j) if rc('ZSCORE', K[A[j] + 0], A[j + 1]) then return 'applied' end end,
+      prove = is_known,
       check = function() check_open() can_register() end,
       settle = function(j)
-        local n = rc('HINCRBY', run, 'operations', 1)
-        rc('ZADD', K[A[j] + 0], n, A[j + 1])
-        if n == 1 then register(K[A[j] + 0]) end
-        rc('ZREMRANGEBYRANK', K[A[j] + 0], 0, -1 - A[j + 2])
+        remember(j)
         guarded = planned
       end,
       bounded = function() return planned > 0 end,
@@ -84,16 +91,23 @@ local function further_fences()
     control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
     -- whoever ends a run of which a key is damaged: needs none but its record
     damaged = { size = 0, prove = nothing, check = function() damaged = true end, settle = nothing, drop = nothing },
-    -- whoever changes what is kept of a run, live or ended, and stays as long as its record: the key that is changed
+    -- whoever changes what is kept of a run, live or ended, once, and stays as long as its record: zset of ids, id, how
+    -- many are kept, the key that is changed
     amend = {
-      size = 1, late = true,
-      prove = nothing,
-      check = function() check_open() can_register() end,
+      size = 4, late = true,
+      prove = is_known,
+      check = function()
+        check_open()
+        can_register()
+        whole(rc('HGET', run, 'operations'))
+      end,
       settle = nothing,
+      -- Behind the words: a full Redis refuses what needs memory, and lets the rest pass.
       finish = function(j)
+        remember(j)
         local left = rc('PTTL', run)
         if left < 0 then return end
-        for _, key in ipairs({ K[A[j] + 0], K[keys] }) do rc('PEXPIRE', key, math.max(1, left)) end
+        for _, key in ipairs({ K[A[j] + 0], K[A[j + 3] + 0], K[keys] }) do rc('PEXPIRE', key, math.max(1, left)) end
       end,
       drop = nothing,
     },
