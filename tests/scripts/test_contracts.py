@@ -14,8 +14,8 @@ LUA = files("stepfleet.storage") / "lua"
 
 #: What Redis 6.2, Valkey and the in-process server offer alike.
 GLOBALS = {
-    *("redis", "KEYS", "ARGV", "math", "string", "table", "pcall", "ipairs", "pairs"),
-    *("setmetatable", "tonumber", "tostring", "type", "unpack"),
+    *("redis", "KEYS", "ARGV", "math", "string", "table", "error", "pcall", "ipairs"),
+    *("pairs", "setmetatable", "tonumber", "tostring", "type", "unpack"),
 }
 
 
