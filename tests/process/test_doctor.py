@@ -163,7 +163,7 @@ def damaged(raw: Raw) -> None:
         ),
         (old, ("warning", "queues", "the oldest for 2m", "start more workers")),
         (stuck, ("error", "queues", "belong to h:9:z, which has no lease", "start one")),
-        (dead, ("warning", "queues", "1 dead letters", "`stepfleet dead list`")),
+        (dead, ("warning", "queues", "1 dead letter", "`stepfleet dead list`")),
         (orphan, ("error", "keys", "{default:0}:run:gone:store", "UNLINK")),
         (strange, ("error", "keys", "should be streams", "something else writes")),
         (damaged, ("error", "keys", "run bad is damaged", "`stepfleet runs delete bad`")),

@@ -279,6 +279,7 @@ def test_runs_are_listed_shown_followed_cancelled_and_deleted(
     started(server, "Quick", "Human")
     assert ended(server, "Quick") == "quick"
     by_id = {row["run"]: row for row in rows_of(operator("runs list --json"))}
+    assert all(row["took_ms"] >= 0 for row in by_id.values())
     assert {name: row["status"] for name, row in by_id.items()} == {
         "Quick": "completed",
         "Human": "running",

@@ -1070,6 +1070,20 @@ def test_an_error_always_can_be_encoded(codec: Codec) -> None:
     assert len(codec.encode_error(doubled)) < 1024 * 1024
 
 
+@pytest.mark.parametrize("max_bytes", [1024, 1500, 5000])
+def test_an_error_is_cut_to_the_size_limit_and_keeps_its_class_where_its_message_fits(
+    max_bytes: int,
+) -> None:
+    codec = Codec(TypeRegistry(()), limits=Limits(max_bytes=max_bytes))
+    cause = raised(ValueError("w" * 2000))
+    for message in ("no", "é" * 2000, "n" * 30_000):
+        payload = codec.encode_error(raised(KeyError(message), cause))
+        assert len(payload) <= max_bytes
+        decoded = codec.decode_error(payload)
+        assert str(decoded)[1:3] == message[:2]
+    assert isinstance(codec.decode_error(codec.encode_error(raised(OSError("no")))), OSError)
+
+
 def test_a_long_traceback_keeps_its_end(codec: Codec) -> None:
     error = raised(ValueError("x" * 10))
     for number in range(3000):

@@ -256,7 +256,8 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
     async for _letter in inspector.dead():
         dead += 1
     if dead:
-        yield Finding("warning", "queues", f"{dead} dead letters", "`stepfleet dead list` has them")
+        count = "1 dead letter" if dead == 1 else f"{dead} dead letters"
+        yield Finding("warning", "queues", count, "`stepfleet dead list` has it all")
     if fine:
         yield Finding("ok", "queues", "everything that waits is served")
 

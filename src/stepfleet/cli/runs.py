@@ -60,7 +60,7 @@ async def list_runs(
                     continue
                 if workflow is not None and record.workflow != workflow:
                     continue
-                rows.append(_row(run_id, record, now_ms))
+                rows.append(_row(run_id, record, now_ms, as_json=as_json))
                 if len(rows) == limit:
                     break
             show(rows, as_json=as_json, empty="no such run is recorded")
@@ -190,14 +190,15 @@ async def _record(inspector: Inspector, run_id: str) -> RunRecord:
     return record
 
 
-def _row(run_id: str, record: RunRecord, now_ms: int) -> Row:
+def _row(run_id: str, record: RunRecord, now_ms: int, *, as_json: bool) -> Row:
     end = record.ended_ms if record.ended_ms is not None else now_ms
+    took = max(0, end - record.started_ms) if record.started_ms else None
     return {
         "run": run_id,
         "workflow": record.workflow,
         "status": record.status,
         "started": moment(record.started_ms),
-        "took": ago(max(0, end - record.started_ms)) if record.started_ms else None,
+        "took_ms" if as_json else "took": took if as_json else ago(took),
         "failed_step": record.step,
     }
 

@@ -13,7 +13,7 @@ from stepfleet.codec.packing import new_packer, unpack
 from stepfleet.codec.plans import ModelPlan
 from stepfleet.codec.refusals import refusal_of
 from stepfleet.codec.registry import TypeRegistry
-from stepfleet.codec.remote_errors import describe_error
+from stepfleet.codec.remote_errors import bare_description
 from stepfleet.errors import DecodeError, EncodeError, TooLargeError, UnknownTypeError
 from stepfleet.events import Event
 
@@ -134,8 +134,8 @@ class Codec:
                 return payload
         except EncodeError:
             pass
-        bare = describe_error(error, self._registry, chain=1)
-        return new_packer(pack_rest).pack({**bare, "args": None, "attributes": None})
+        bare = bare_description(error, self._registry, max_bytes=self._limits.max_bytes)
+        return new_packer(pack_rest).pack(bare)
 
     def decode_error(self, data: bytes) -> BaseException:
         """Returns the exception, not raised: its own class, or an `UnreconstructedException`.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a traceback's end, and of a message's start, that travel.
 _TEXT_BYTES: Final = 16 * 1024
+#: Bytes of a described exception beside its texts and names.
+_FRAME_BYTES: Final = 150
 #: Errors of a chain of causes that travel, the first included.
 _CHAIN: Final = 4
 #: How the note begins that carries the text of a traceback from another process.
@@ -62,6 +64,21 @@ def describe_error(
         if cause is None or chain <= 1
         else describe_error(cause, registry, chain=chain - 1),
     }
+
+
+def bare_description(
+    error: BaseException, registry: TypeRegistry, *, max_bytes: int
+) -> dict[str, Any]:
+    """Returns an exception without its content and cause, its texts cut to what fits into so many bytes."""
+    bare: dict[str, Any] = {
+        **describe_error(error, registry, chain=1),
+        "args": None,
+        "attributes": None,
+    }
+    room = max(0, max_bytes - _FRAME_BYTES - 3 * len(bare["type"]))
+    bare["message"] = _start(bare["message"], room // 2)
+    bare["traceback"] = _end(bare["traceback"], room - _size(bare["message"]))
+    return bare
 
 
 def rebuild_error(description: Mapping[str, Any], registry: TypeRegistry) -> BaseException:
@@ -156,15 +173,19 @@ def _rebuild_as_own_class(
     return error if same else None
 
 
-def _start(text: str) -> str:
+def _start(text: str, most: int = _TEXT_BYTES) -> str:
     data = text.encode("utf-8", UNICODE_ERRORS)
-    if len(data) <= _TEXT_BYTES:
+    if len(data) <= most:
         return text
-    return data[:_TEXT_BYTES].decode("utf-8", "ignore") + _CUT
+    return data[:most].decode("utf-8", "ignore") + _CUT
 
 
-def _end(text: str) -> str:
+def _end(text: str, most: int = _TEXT_BYTES) -> str:
     data = text.encode("utf-8", UNICODE_ERRORS)
-    if len(data) <= _TEXT_BYTES:
+    if len(data) <= most:
         return text
-    return _CUT + data[-_TEXT_BYTES:].decode("utf-8", "ignore")
+    return _CUT + data[max(0, len(data) - most) :].decode("utf-8", "ignore")
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", UNICODE_ERRORS))
