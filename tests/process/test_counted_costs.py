@@ -140,7 +140,7 @@ async def test_how_many_objects_a_started_run_is_in_its_producer(tmp_path: Path)
 async def _in_this_process(tmp_path: Path) -> AsyncIterator[Client]:
     """Give the client of a worker that runs here and has run something."""
     with TestFleet(tmp_path) as server:
-        fleet = fleet_of(server.url, Settings())
+        fleet = fleet_of(server.worker_url, Settings())
         flow = Chain(timeout=None)
         plan = make_plan(flow, "Chain", limits=fleet.limits, open_types=False)
         worker = Worker(fleet, {"Chain": (plan, flow)})
