@@ -264,6 +264,40 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_run
     assert [await parent, await other] == ["parent", "other"]
 
 
+async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its_way(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = asyncio.Event()
+    ran: list[str] = []
+    reclaim = Consumer.reclaim
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name == "parent":
+                await Flow().run(name="child")
+                ran.append("parent goes on")
+            elif ev.name == "child":
+                await child.wait()
+            return StopEvent(result=ev.name)
+
+    async def reclaim_late(self: Consumer, *args: Any, **options: Any) -> Any:
+        arrivals = await reclaim(self, *args, **options)
+        if arrivals and "parent" in ran:
+            child.set()
+            for number in range(5):  # while it is on its way, other things happen
+                await (await fleet.client.start(Flow, name=f"{number}"))
+        return arrivals
+
+    monkeypatch.setattr(Consumer, "reclaim", reclaim_late)
+    parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
+    await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    assert [await parent, await other] == ["parent", "other"]
+    assert ran.index("other") < ran.index("parent goes on")
+
+
 async def lose_twice(fleet: Place, stream: str) -> None:
     """Let what is in a stream be that of a worker which died, like the one before it."""
     await fleet.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")

@@ -83,6 +83,7 @@ from stepfleet.worker.observer import Observer
 from stepfleet.worker.pace import Paces
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
+from stepfleet.worker.suspects import Suspects, is_suspect
 from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime, options_of
 
@@ -100,8 +101,6 @@ AHEAD: Final = 0.75
 #: Deliveries whose commits wait for their answers, by the concurrency: those of two calls, beside which there
 #: is something to run. With 1, 0.9 of the steps per second.
 ON_THEIR_WAY: Final = 2
-#: From this many deliveries on, one runs alone among its like: it may be what kills workers.
-SUSPECT: Final = 3
 
 
 @dataclass(slots=True)
@@ -145,8 +144,7 @@ class Processor:
         self._locks = locks
         self._runtime = runtime
         self._observer = observer
-        #: Told when a suspect is done: the next one may be taken over.
-        self._suspect_left = suspect_left
+        self.suspects = Suspects(suspect_left)
         #: Told when something is due in so many seconds at the earliest.
         self._timer_set = timer_set
         #: When deadlines are armed next.
@@ -160,7 +158,6 @@ class Processor:
         self._paces = Paces()
         #: Owned deliveries that wait, or have waited, for another run.
         self._lent = 0
-        self._alone = asyncio.Lock()
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._process = fleet.random.randbytes(3).hex()
         self._executions = 0
@@ -215,13 +212,6 @@ class Processor:
         """What this process owns, oldest first."""
         return list(self._held.values())
 
-    @property
-    def suspects(self) -> int:
-        """Owned deliveries that were lost more than once, but for those that wait for another run."""
-        return sum(
-            held.delivery.deliveries >= SUSPECT and not held.waits for held in self._held.values()
-        )
-
     def works_since(self, seconds: float) -> bool:
         """Tell whether it has owned a delivery for so long."""
         oldest = next(iter(self._held.values()), None)
@@ -266,6 +256,7 @@ class Processor:
             return
         held = Held(delivery, self._clock.steady())
         self._held[key] = held
+        self.suspects.add(held)
         self.empty.clear()
         if self._arming is None and delivery.is_first:
             self._arm_in(ARM_AFTER)
@@ -318,8 +309,8 @@ class Processor:
         if self._held.get(key) is held:
             del self._held[key]
         self._lent -= held.lent
-        if held.delivery.deliveries >= SUSPECT:
-            self._suspect_left()
+        if is_suspect(held.delivery):
+            self.suspects.remove(held)
         if held.pace is not None:
             self._give_place(held)
         if not self.capacity.is_set():
@@ -333,7 +324,8 @@ class Processor:
         """Run a delivery until its commit is on its way; the answer settles it."""
         delivery = held.delivery
         try:
-            await self._be_alone(held)
+            if is_suspect(delivery):
+                await self.suspects.turn(held)
             await self._settle(held)
         except asyncio.CancelledError:
             if held.execution is not None:
@@ -455,8 +447,6 @@ class Processor:
         # It knows this delivery: as a cycle each step would leave 17 objects to the garbage collector,
         # which took 6 of the 50 us of a worker per step.
         held.execution = None
-        if held.alone:
-            self._leave_alone(held)
         self._release(held)
 
     def _give_up(self, held: Held, error: Exception) -> None:
@@ -716,11 +706,10 @@ class Processor:
     def lend(self, held: Held) -> None:
         """Give the slot and the place of a step that waits for a run to others, for good."""
         delivery, first = held.delivery, not held.lent
-        held.waits = True
         if first:
             held.lent = True
             self._lent += 1
-        self._leave_alone(held)
+        self.suspects.remove(held)
         self._give_place(held)
         if self.free:
             self.capacity.set()
@@ -735,25 +724,15 @@ class Processor:
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again, as soon as it is the only suspect."""
         delivery = held.delivery
-        held.waits = False
         if delivery.deliveries == 1:
             return
-        await self._be_alone(held)
+        async with self.suspects.on_their_way:
+            self.suspects.add(held)
+        await self.suspects.turn(held)
         recount = Recount(delivery.route, delivery.entry, delivery.deliveries)
         fence = EffectFence(delivery.route, delivery.entry)
         answer = await self._committer.commit(Commit(delivery.run_id, fence, [recount]))
         self._effect_answered(held, answer)
-
-    async def _be_alone(self, held: Held) -> None:
-        """Wait until no other suspect runs, if this is one: what it may kill is nobody's fault then."""
-        if held.delivery.deliveries >= SUSPECT and not held.alone:
-            await self._alone.acquire()
-            held.alone = True
-
-    def _leave_alone(self, held: Held) -> None:
-        if held.alone:
-            held.alone = False
-            self._alone.release()
 
     def _age_ms(self, held: Held) -> int:
         return int((self._clock.steady() - held.started) * 1000)

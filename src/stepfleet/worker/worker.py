@@ -529,17 +529,19 @@ class Worker:
         self._reclaim_is_due = free == 0
         if free == 0:
             return
-        arrivals = await self._consumer.reclaim(
-            self._fleet.keys.leases,
-            most=free,
-            suspects=0 if self._processor.suspects else 1,
-            buries_until_ms=buries_until_ms,
-            lease_ms=int(self._heartbeat.lease * 1000),
-        )
-        for arrival in arrivals:
-            if self._observer is not None and isinstance(arrival, Delivery) and arrival.route.step:
-                self._observer.reclaimed(arrival)
-            self._processor.accept(arrival)
+        suspects = self._processor.suspects
+        async with suspects.on_their_way:
+            arrivals = await self._consumer.reclaim(
+                self._fleet.keys.leases,
+                most=free,
+                suspects=0 if suspects else 1,
+                buries_until_ms=buries_until_ms,
+                lease_ms=int(self._heartbeat.lease * 1000),
+            )
+            for arrival in arrivals:
+                if self._observer and isinstance(arrival, Delivery) and arrival.route.step:
+                    self._observer.reclaimed(arrival)
+                self._processor.accept(arrival)
         if arrivals:
             logger.warning("took over deliveries of other workers: count=%d", len(arrivals))
             self._sweep_now.set()
