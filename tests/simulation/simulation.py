@@ -833,8 +833,13 @@ class Simulation:
                 notes[event.key] += 1
             if len(fields) > 2:
                 retracted |= {int(seq) for seq in fields[3].split(b",")}
-        if notes != plan.notes() and not self.ledger.lost_locks[plan.run_id]:
-            self._violated("D2", f"{plan.run_id}: published {notes}, should be {plan.notes()}")
+        expected = plan.notes()
+        # A step whose child Redis has lost fails, and its next attempt publishes again.
+        fits = notes == expected or (
+            self.is_lossy and notes >= expected and len(notes) == len(expected)
+        )
+        if not fits and not self.ledger.lost_locks[plan.run_id]:
+            self._violated("D2", f"{plan.run_id}: published {notes}, should be {expected}")
         if retracted:
             self._violated("D2", f"{plan.run_id}: retracted {retracted}, all was repeated")
 
