@@ -246,8 +246,8 @@ MUTANTS: tuple[Mutant, ...] = (
         lua=[
             (
                 "fences",
-                "local n = (fields[7] or 0) - 1",
-                "local n = fields[7] + 0",
+                "local n = whole(fields[8]) - 1",
+                "local n = whole(fields[8])",
             )
         ],
     ),
