@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
-from stepfleet.core.commit import Answer, Commit, EntryFence, StrayFence
+from stepfleet.core.commit import Answer, Commit, EntryFence, Lend, StrayFence
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.keys import GROUP
 from stepfleet.storage.run_store import RunStore
@@ -296,6 +296,42 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its
     await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
     assert [await parent, await other] == ["parent", "other"]
     assert ran.index("other") < ran.index("parent goes on")
+
+
+async def test_no_other_suspect_is_taken_over_until_one_that_waits_counts_no_more(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    lent, looks = asyncio.Event(), 0
+    commit, reclaim = RunStore.commit, Consumer.reclaim
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name == "parent":
+                await Flow().run(name="child")
+            return StopEvent(result=ev.name)
+
+    async def held_up(self: RunStore, commits: Sequence[Commit]) -> Any:
+        if any(isinstance(word, Lend) for one in commits for word in one.words):
+            await lent.wait()
+        return await commit(self, commits)
+
+    async def counted(self: Consumer, *args: Any, **options: Any) -> Any:
+        nonlocal looks
+        looks += bool(ran)
+        return await reclaim(self, *args, **options)
+
+    monkeypatch.setattr(RunStore, "commit", held_up)
+    monkeypatch.setattr(Consumer, "reclaim", counted)
+    parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
+    await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    await eventually(lambda: looks >= 5, SOON)
+    assert "other" not in ran
+    lent.set()
+    assert [await parent, await other] == ["parent", "other"]
 
 
 async def lose_twice(fleet: Place, stream: str) -> None:

@@ -36,6 +36,8 @@ class Held:
     rerun: bool = False
     #: Waits or has waited for another run: others may have its slot.
     lent: bool = False
+    #: Waits for another run.
+    waits: bool = False
     #: An early effect of it could not be carried out: they are not counted when it is settled.
     uncounted: bool = False
     #: Why it was cancelled: 'over', 'gone', 'late' or 'drain'.

@@ -709,7 +709,7 @@ class Processor:
         if first:
             held.lent = True
             self._lent += 1
-        self.suspects.remove(held)
+        held.waits = True
         self._give_place(held)
         if self.free:
             self.capacity.set()
@@ -719,11 +719,19 @@ class Processor:
             self._flush(held.execution)
         held.armed = True
         # Whoever dies meanwhile is not killed by this step, so what counts against it is forgotten.
-        self._put_effects(held, lent_words(delivery, times=1, age_ms=self._age_ms(held)))
+        words = lent_words(delivery, times=1, age_ms=self._age_ms(held))
+        self._put_effects(held, words, self._lent_answered)
+
+    def _lent_answered(self, held: Held, answer: Answer | StoreError) -> None:
+        if held.waits:
+            # From now on nothing counts against it, so the next suspect may run.
+            self.suspects.remove(held)
+        self._effect_answered(held, answer)
 
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again, as soon as it is the only suspect."""
         delivery = held.delivery
+        held.waits = False
         if delivery.deliveries == 1:
             return
         async with self.suspects.on_their_way:
@@ -752,12 +760,17 @@ class Processor:
                 return
             held.armed = True
             words = effects_commit(held.delivery, (), age_ms=self._age_ms(held))
-            self._put_effects(held, words)
+            self._put_effects(held, words, self._effect_answered)
 
-    def _put_effects(self, held: Held, words: Sequence[Word]) -> None:
+    def _put_effects(
+        self,
+        held: Held,
+        words: Sequence[Word],
+        answered: Callable[[Held, Answer | StoreError], None],
+    ) -> None:
         delivery = held.delivery
         commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
-        self._committer.put(commit, lambda answer: self._effect_answered(held, answer))
+        self._committer.put(commit, partial(answered, held))
 
     def _tell_of_timers(self, delivery: Delivery, words: Sequence[Word] = ()) -> None:
         """Tell when something that this process has set is due: the next look at timers may be too late."""
