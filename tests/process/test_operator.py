@@ -126,7 +126,9 @@ def test_why_names_a_paused_worker_that_holds_slots(
 ) -> None:
     worker = start_worker(FLOWS)
     started(server, "Slow")
-    says(operator, "why Slow", "has been running for", f":{worker.pid}:")
+    says(
+        operator, "why Slow", "2 of its slots are taken", "has been running for", f":{worker.pid}:"
+    )
     worker.process.send_signal(signal.SIGSTOP)
     says(
         operator,

@@ -176,6 +176,10 @@ def _trusts_the_clock(learn: Any) -> Any:
     return trusting
 
 
+def _buries_at_any_time(_: Any) -> Any:
+    return property(lambda self: 2**53 if self.may_bury else 0)
+
+
 def _stalls_after(leases: float) -> Callable[[Any], Any]:
     def is_stalled(self: Heartbeat) -> bool:
         return self._clock.steady() - self._loop_seen > leases * self.lease
@@ -382,7 +386,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a jump of Redis' clock makes every lease look old",
-        python=[(Heartbeat, "_learn", _trusts_the_clock)],
+        python=[
+            (Heartbeat, "_learn", _trusts_the_clock),
+            (Heartbeat, "buries_until_ms", _buries_at_any_time),
+        ],
     ),
     Mutant(
         "a step that blocks the loop costs the lease at once",

@@ -603,8 +603,12 @@ class Simulation:
             process.blocked = True
             worker = made[-1].consumer if made and self.network.is_sound else ""
             self.loop.in_world(
-                leases * LEASE, self._unblock, process, worker, leases, self.faults.total()
+                leases * LEASE, self._unblock, process, worker, leases, self._disturbances()
             )
+
+    def _disturbances(self) -> int:
+        """Returns how much went wrong so far, but for what happens to one process only and shows there."""
+        return self.faults.total() - sum(self.faults[kind] for kind in ("kill", "block", "poison"))
 
     def _unblock(self, process: Process, worker: str, leases: float, faults: int) -> None:
         if not process.blocked or process.dead:
@@ -612,7 +616,7 @@ class Simulation:
         self.note(f"the loop of {process.name} turns")
         process.blocked = False
         seen = self.invariants.beats.get(worker)
-        if seen is None or faults != self.faults.total() or not self.network.is_sound:
+        if seen is None or faults != self._disturbances() or not self.network.is_sound:
             return  # what else went wrong meanwhile may be why
         silent = (self.loop.time() - seen) / LEASE
         if leases < STALL and silent > 1:
