@@ -12,6 +12,7 @@ import pytest
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.core.commit import Answer, Commit, EntryFence, Lend, StrayFence
+from stepfleet.errors import StaleExecution
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.keys import GROUP
 from stepfleet.storage.run_store import RunStore
@@ -296,6 +297,37 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its
     await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
     assert [await parent, await other] == ["parent", "other"]
     assert ran.index("other") < ran.index("parent goes on")
+
+
+async def test_what_a_step_makes_of_a_write_that_came_too_late_ends_no_run(
+    fleet: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
+    stream = fleet.keys.stream("Flow", "StartEvent", "work")
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            ran.append(ctx.run_id)
+            if len(ran) == 1:
+                mine = await give_to(b"thief")
+                try:
+                    await ctx.store.set("v", 1)
+                except StaleExecution:
+                    await asyncio.shield(asyncio.create_task(give_to(mine)))
+                    raise
+            return StopEvent(result=len(ran))
+
+    async def give_to(consumer: bytes) -> bytes:
+        ((entry, before, *_),) = await fleet.call("XPENDING", stream, GROUP, "-", "+", 1)
+        await fleet.call("XCLAIM", stream, GROUP, consumer, 0, entry, "JUSTID")
+        return before
+
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    async with asyncio.timeout(2 * SOON):
+        assert await (await fleet.client.start(Flow)) == 2
+    assert "another worker took this delivery" in caplog.text
+    caplog.clear()  # else it would be a defect
 
 
 async def test_no_other_suspect_is_taken_over_until_one_that_waits_counts_no_more(

@@ -565,6 +565,9 @@ class Processor:
             answer = await self._committer.commit(_early(execution, words, expects))
             if answer.word == "applied":
                 execution.counted += 1
+            elif answer.word == "gone":
+                # Whatever its step makes of that: it may be here again before its outcome is.
+                self._effect_answered(held, answer)
             return answer
 
         def on_lock(lock: str) -> None:
