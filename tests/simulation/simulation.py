@@ -602,6 +602,8 @@ class Simulation:
             self._fault("block", f"the loop of {process.name} for {leases} leases")
             process.blocked = True
             worker = made[-1].consumer if made and self.network.is_sound else ""
+            if self.loop.time() - self.invariants.beats.get(worker, 0.0) > LEASE / 2:
+                worker = ""  # a beat was lost already
             self.loop.in_world(
                 leases * LEASE, self._unblock, process, worker, leases, self._disturbances()
             )
