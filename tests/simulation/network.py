@@ -358,14 +358,16 @@ class _Beats(Link):
         return await super().call(*command, timeout=timeout)
 
 
-def in_a_thread(beats: Callable[[Any, Any], Awaitable[None]]) -> Any:
+def in_a_thread(beats: Callable[[Any, Any], Awaitable[None]], begun: set[str]) -> Any:
     """Returns `Heartbeat._beats` as a thread: it goes on while the event loop of its process is blocked.
 
-    From its first wait on: the wait of a task of the process ends when its loop turns again.
+    From its first wait on: the wait of a task of the process ends when its loop turns again. Then `begun`
+    has the name whose lease it renews.
     """
 
     async def thread_beats(heartbeat: Any, link: _Beats) -> None:
         OWNER.set(link.thread)
+        begun.add(heartbeat.consumer)
         await beats(heartbeat, link)
 
     return thread_beats

@@ -156,6 +156,8 @@ class Simulation:
         self.results: dict[tuple[str, str], Any] = {}
         self.seen: dict[tuple[str, str], list[str]] = {}
         self._live_workers: dict[str, tuple[Process, list[Worker]]] = {}
+        #: Names of workers whose lease is renewed by a thread.
+        self._renewed: set[str] = set()
         self._stopping: set[str] = set()
         self._clients: list[Process] = []
 
@@ -219,7 +221,9 @@ class Simulation:
                 patch.object(heartbeat, "STALL", STALL),
                 patch.object(committer, "MUCH", MUCH),
                 patch.object(
-                    heartbeat.Heartbeat, "_beats", in_a_thread(heartbeat.Heartbeat._beats)
+                    heartbeat.Heartbeat,
+                    "_beats",
+                    in_a_thread(heartbeat.Heartbeat._beats, self._renewed),
                 ),
                 _quiet(),
             ):
@@ -594,14 +598,19 @@ class Simulation:
         """Steps keep the CPU: the loop of their process does not turn, and its thread renews the lease."""
         while True:
             await asyncio.sleep(chosen.expovariate(0.25))
-            victims = [(process, made) for process, made in self._working() if not process.stopped]
+            victims = [
+                (process, made)
+                for process, made in self._working()
+                # No step runs before a worker has begun.
+                if not process.stopped and made and made[-1].consumer in self._renewed
+            ]
             if not victims:
                 continue
             process, made = chosen.choice(victims)
             leases = chosen.choice((0.3, 1.5, 2.5, STALL + 2.0))
             self._fault("block", f"the loop of {process.name} for {leases} leases")
             process.blocked = True
-            worker = made[-1].consumer if made and self.network.is_sound else ""
+            worker = made[-1].consumer if self.network.is_sound else ""
             if self.loop.time() - self.invariants.beats.get(worker, 0.0) > LEASE / 2:
                 worker = ""  # a beat was lost already
             self.loop.in_world(
