@@ -306,6 +306,11 @@ async def test_who_reads_damaged_public_events_is_told_and_nobody_else(
             await bad
     else:  # what it does is not what it says
         assert await bad == "done"
+        link = place.new_fleet("operator").link("test")
+        ((_, name, entry),) = await Inspector(link, place.keys).unreadable()
+        await link.close()
+        await place.call("XDEL", name, entry)  # as `stepfleet doctor` says
+        assert (await read(bad))[-1] == "StopEvent"
 
 
 @pytest.mark.parametrize("counter", ["writes", "seq", "inbox", "version", "waits"])

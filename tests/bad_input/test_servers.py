@@ -14,7 +14,7 @@ import redis
 import trustme
 
 from stepfleet.cli.doctor import findings
-from stepfleet.cli.exits import CONFIG, OK, UNAVAILABLE
+from stepfleet.cli.exits import CONFIG, OK, REACH, UNAVAILABLE
 from stepfleet.cli.probe import judge, refused
 from stepfleet.connect import fleet_of
 from stepfleet.errors import IncompatibleServer, StoreRefused
@@ -193,8 +193,8 @@ def test_a_server_that_is_away_is_named_with_its_place(
     assert (
         done.err
         == {
-            WORKER: f"workflow-worker: {place} does not answer: {reason} (tried for 2 s)\n",
-            OPERATOR: f"stepfleet: {place}: Redis did not answer: {reason}.\n",
+            WORKER: f"workflow-worker: {place} does not answer: {reason} (tried for 2 s): {REACH}\n",
+            OPERATOR: f"stepfleet: {place} does not answer: {reason}: {REACH}\n",
         }[program]
     )
 

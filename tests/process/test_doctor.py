@@ -16,6 +16,7 @@ from stepfleet.cli.probe import Server
 from stepfleet.connect import fleet_of
 from stepfleet.settings import Settings
 from stepfleet.storage.inspector import Inspector
+from stepfleet.wire import PublicEntry, encode_public
 from stepfleet.worker.worker import VERSION
 from tests.support.servers import RedisServer, available_binaries
 from tests.support.wait import eventually
@@ -139,6 +140,12 @@ def damaged(raw: Raw) -> None:
     raw.set("{default:0}:run:bad", "no hash")
 
 
+def unreadable(raw: Raw) -> None:
+    raw.hset("{default:0}:run:r", mapping={"status": "running", "workflow": "Flow"})
+    for seq, data in enumerate((encode_public(PublicEntry("event", "E", b"\x80")), b"x"), 1):
+        raw.xadd("{default:0}:run:r:events", {"d": data}, id=f"{seq}-0")
+
+
 @pytest.mark.parametrize(
     ("make_ill", "expected"),
     [
@@ -167,6 +174,15 @@ def damaged(raw: Raw) -> None:
         (orphan, ("error", "keys", "{default:0}:run:gone:store", "UNLINK")),
         (strange, ("error", "keys", "should be streams", "something else writes")),
         (damaged, ("error", "keys", "run bad is damaged", "`stepfleet runs delete bad`")),
+        (
+            unreadable,
+            (
+                "error",
+                "keys",
+                "events of run r stop at entry 2-0 of {default:0}:run:r:events, which is no public event",
+                "`redis-cli XDEL '{default:0}:run:r:events' 2-0` takes it out",
+            ),
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -214,7 +214,12 @@ def test_why_names_a_back_off_and_its_attempt(
 ) -> None:
     start_worker(FLOWS)
     started(server, "Failing")
-    says(operator, "why Failing", "Step fall waits 9m", "for its next attempt (attempt 2)")
+    says(
+        operator,
+        "why Failing",
+        "Step fall waits 9m",
+        "for its next attempt (attempt 2); the last one failed with ValueError: the floor is wet.\n",
+    )
 
 
 @pytest.mark.timeout(120)
@@ -237,7 +242,13 @@ def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_requ
         fourth = start_worker("tests.support.operated:DEADLY")
         end.result(PATIENCE)
     fourth.end()
-    says(operator, "why deadly", "it has failed in step kill", "is a dead letter", "died 3 times")
+    says(
+        operator,
+        "why deadly",
+        "it has failed in step kill with DeadLettered: ",
+        "is a dead letter",
+        "died 3 times",
+    )
     (letter,) = rows_of(operator("dead list --json"))
     assert (letter["run"], letter["workflow"], letter["step"]) == ("deadly", "Deadly", "kill")
     says(operator, f"dead show {letter['id']}", "StartEvent", "event fields")
@@ -339,6 +350,10 @@ def test_a_run_that_is_not_there_and_a_redis_that_is_away_are_one_line_on_stderr
     assert unheard.code() == UNAVAILABLE
     assert unheard.err.count("\n") == 1
     assert "geheim" not in unheard.err
+    assert (
+        "start that server, or name another one by --redis-url or STEPFLEET_REDIS_URL"
+        in unheard.err
+    )
 
 
 # -- the fleet ---------------------------------------------------------------------------------------

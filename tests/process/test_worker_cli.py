@@ -353,7 +353,10 @@ def test_a_server_that_stays_away_exits_69_after_the_connect_timeout(run: Run) -
     assert program.code() == 69
     shown = url.replace("hush", "***")
     assert program.err.startswith(f"workflow-worker: Redis at {shown} does not answer: Error 111 ")
-    assert program.err.endswith(" (tried for 2 s)\n")
+    assert program.err.endswith(
+        " (tried for 2 s): start that server, or name another one by --redis-url or STEPFLEET_REDIS_URL; "
+        "`stepfleet dev` runs one for a folder\n"
+    )
     assert program.err.count("\n") == 1
     assert "hush" not in program.out + program.err
 

@@ -264,13 +264,20 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
 
 async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
     orphans, wrong = await inspector.orphans(), await inspector.wrong_types()
-    damaged = await inspector.damaged()
+    damaged, unreadable = await inspector.damaged(), await inspector.unreadable()
     for run_id, reason in list(damaged.items())[:NAMED]:
         yield Finding(
             "error",
             "keys",
             f"run {run_id} is damaged: {reason}",
             f"`stepfleet runs delete {run_id}` removes it; find out what else writes under this namespace",
+        )
+    for run_id, key, entry in unreadable[:NAMED]:
+        yield Finding(
+            "error",
+            "keys",
+            f"readers of the events of run {run_id} stop at entry {entry} of {key}, which is no public event",
+            f"`redis-cli XDEL '{key}' {entry}` takes it out; find out what else writes under this namespace",
         )
     if orphans:
         names = ", ".join(orphan.key for orphan in orphans[:NAMED])
@@ -288,7 +295,7 @@ async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
             f"these should be streams: {', '.join(wrong[:NAMED])}",
             "something else writes under this namespace: give it another one",
         )
-    if not orphans and not wrong and not damaged:
+    if not orphans and not wrong and not damaged and not unreadable:
         yield Finding("ok", "keys", "no orphans, nothing damaged")
 
 

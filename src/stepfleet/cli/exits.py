@@ -35,6 +35,11 @@ USAGE: Final = 2
 CONFIG: Final = 3
 #: Redis cannot be reached (EX_UNAVAILABLE).
 UNAVAILABLE: Final = 69
+#: What to do about that.
+REACH: Final = (
+    "start that server, or name another one by --redis-url or STEPFLEET_REDIS_URL; `stepfleet dev` runs one "
+    "for a folder"
+)
 #: The drain limit passed, and other workers got what still ran (EX_TEMPFAIL).
 HANDED_BACK: Final = 75
 
@@ -85,6 +90,9 @@ def _code_of(name: str, command: click.Command) -> int:
     except (RunError, DecodeError) as error:
         complain(name, error)
         return CRASHED
-    except (ConnectionLost, StoreError) as error:
+    except ConnectionLost as error:
+        complain(name, f"{error}: {REACH}")
+        return UNAVAILABLE
+    except StoreError as error:
         complain(name, error)
         return UNAVAILABLE

@@ -74,8 +74,7 @@ async def look(link: Link, *, url: str) -> Server:
     except StoreRefused as error:
         raise refused(error, url=url) from error
     except ConnectionLost as error:
-        reason = str(error.__cause__ or error).rstrip(".") or "no reply"
-        raise ConnectionLost(f"Redis at {url} does not answer: {reason}") from error
+        raise unanswered(error, url=url) from error
     try:
         reply: bytes = await link.call("INFO")
         seconds, _ = await link.call("TIME")
@@ -85,6 +84,12 @@ async def look(link: Link, *, url: str) -> Server:
             warnings=(f"version, maxmemory-policy and appendonly could not be checked: {error}",),
         )
     return judge(_fields(reply), url=url, ahead_s=int(seconds) - time.time())
+
+
+def unanswered(error: ConnectionLost, *, url: str) -> ConnectionLost:
+    """Return a loss that names the server."""
+    reason = str(error.__cause__ or "").rstrip(".") or "no reply"
+    return ConnectionLost(f"Redis at {url} does not answer: {reason}")
 
 
 def refused(error: StoreRefused, *, url: str, role: str = "worker") -> StoreRefused:

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 import click
 
 from stepfleet.address import mask_url
-from stepfleet.cli.probe import refused
+from stepfleet.cli.probe import refused, unanswered
 from stepfleet.connect import Client, fleet_of, resolve_url
 from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.settings import Settings
@@ -69,7 +69,7 @@ def reaches_fleet(
             try:
                 return await command(reach, *args, **options)
             except ConnectionLost as error:
-                raise ConnectionLost(f"Redis at {reach.shown_url}: {error}") from error
+                raise unanswered(error, url=reach.shown_url) from error
             except StoreRefused as error:
                 raise refused(error, url=reach.shown_url, role="operator") from error
 

@@ -73,7 +73,11 @@ def moment(milliseconds: int | None) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def _plain(value: object) -> str:
-    """Return a value on one line, without control characters that a terminal would obey."""
-    text = ", ".join(map(str, cast("list[Any]", value))) if isinstance(value, list) else str(value)
+def on_one_line(text: str) -> str:
+    """Return text without line feeds and control characters that a terminal would obey."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _plain(value: object) -> str:
+    text = ", ".join(map(str, cast("list[Any]", value))) if isinstance(value, list) else str(value)
+    return on_one_line(text)

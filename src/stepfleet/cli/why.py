@@ -9,8 +9,11 @@ from typing import Final, NamedTuple
 import click
 
 from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
-from stepfleet.cli.showing import ago, tell
+from stepfleet.cli.showing import ago, on_one_line, tell
+from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.errors import DecodeError, RunNotFound
+from stepfleet.events import UnreconstructedException
+from stepfleet.instrumentation import masked
 from stepfleet.storage.inspector import Inspector, WorkerRow
 from stepfleet.storage.reader import Definition, RunRecord
 from stepfleet.wire import Promotion, Waiter, decode_record
@@ -19,6 +22,8 @@ from stepfleet.wire import Promotion, Waiter, decode_record
 RETURNED: Final = "returned"
 #: How many deliveries of one step are told one by one.
 TOLD: Final = 5
+#: Characters of an error's message that are told.
+MESSAGE: Final = 120
 #: How a timer's second word in `open` reads.
 _TIMERS: Final = {
     "back-off": "its next attempt",
@@ -98,8 +103,11 @@ class _Case:
         """Say how the run ended."""
         record = self.record
         step = f" in step {record.step}" if record.step else ""
+        error = f" with {named_error(record.error)}" if record.error else ""
         yield Sentence(
-            "ended", record.step or "", f"The run waits for nothing: it has {_past(record)}{step}."
+            "ended",
+            record.step or "",
+            f"The run waits for nothing: it has {_past(record)}{step}{error}.",
         )
         async for sentence in self.dead():
             yield sentence
@@ -249,12 +257,7 @@ class _Case:
                 continue
             step, where = timer.route.step, pending.get(timer.delivery, "").split(" ")
             what = _TIMERS.get(where[1] if len(where) > 1 else "", "its time")
-            attempt = ""
-            if what == _TIMERS["back-off"]:
-                try:
-                    attempt = f" (attempt {decode_record(timer.record).attempt})"
-                except DecodeError:
-                    attempt = ""
+            attempt = _attempt(timer.record) if what == _TIMERS["back-off"] else ""
             yield Sentence(
                 "timer", step, f"Step {step} waits {_left(row.due_in_ms)} for {what}{attempt}."
             )
@@ -289,6 +292,33 @@ class _Case:
             return
         left = int(float(deadline)) - await self.inspector.now_ms()
         yield Sentence("deadline", "", f"The run times out in {_left(left)}.")
+
+
+def _attempt(data: bytes) -> str:
+    """Say which attempt a delivery waits for, and what the one before ended with."""
+    try:
+        record = decode_record(data)
+    except DecodeError:
+        return ""
+    if not record.failure:
+        return f" (attempt {record.attempt})"
+    error = named_error(record.failure[1])
+    return f" (attempt {record.attempt}); the last one failed with {error}"
+
+
+def named_error(data: bytes) -> str:
+    """Return type and first line of an encoded error: what follows may show the content of an event."""
+    try:
+        error = Codec(TypeRegistry(), generic=True).decode_error(data)
+    except DecodeError:
+        return "an error that cannot be read"
+    kind = type(error).__name__
+    if isinstance(error, UnreconstructedException) and error.original_type:
+        kind = error.original_type
+    message = on_one_line(masked(str(error)).strip().partition("\n")[0])
+    if len(message) > MESSAGE:
+        message = f"{message[:MESSAGE]}[…]"
+    return f"{kind}: {message}".removesuffix(": ").removesuffix(".")
 
 
 def _held_by(step: str, consumer: str, idle_ms: int, worker: WorkerRow | None) -> Sentence:

@@ -12,15 +12,17 @@ from typing import Any, Final, NamedTuple, cast
 import msgpack
 
 from stepfleet.core.commit import Route
-from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.errors import DecodeError, NewerVersionError, StoreRefused
 from stepfleet.storage.keys import GROUP, SYSTEM, Keys, run_of
 from stepfleet.storage.link import Arg, Link
-from stepfleet.storage.reader import RunReader, RunRecord
+from stepfleet.storage.reader import RunReader, RunRecord, public_row
 from stepfleet.storage.scripts import script
 from stepfleet.wire import Expiry, Promotion, decode_timer
 
 #: Runs, keys or dead letters per call.
 PAGE: Final = 500
+#: Public streams of which the last entries are read, and how many of each.
+LOOKED_AT: Final = (1000, 20)
 #: Stands for a record that cannot be read.
 DAMAGED: Final = RunRecord("damaged", "", 0, None, 0, "", None, None, None, False, None, None, None)
 
@@ -101,6 +103,14 @@ class Stuck(NamedTuple):
     stream: str
     consumer: str
     deliveries: int
+
+
+class Unreadable(NamedTuple):
+    """An entry of a public stream that no reader gets past."""
+
+    run_id: str
+    key: str
+    entry: str
 
 
 class Inspector:
@@ -366,6 +376,29 @@ class Inspector:
                 found.setdefault(run_id, f"{name} cannot be read")
         return found
 
+    async def unreadable(self) -> list[Unreadable]:
+        """Return, of each run, the last unreadable one among the newest public entries; see `LOOKED_AT`."""
+        streams, entries = LOOKED_AT
+        names: list[str] = []
+        async for name in self.scan(f"{self.keys.tag}:run:*:events"):
+            if name == self.keys.events(run_of(name)[0]):
+                names.append(name)
+            if len(names) == streams:
+                break
+        found: list[Unreadable] = []
+        for first in range(0, len(names), PAGE):
+            page = names[first : first + PAGE]
+            asked: list[tuple[Arg, ...]] = [
+                ("XREVRANGE", name, "+", "-", "COUNT", entries) for name in page
+            ]
+            for name, rows in zip(page, await self.link.calls(asked), strict=True):
+                if isinstance(rows, StoreRefused):
+                    continue  # no stream: `damaged` tells
+                entry = next((_text(row[0]) for row in rows if not _is_public(row)), None)
+                if entry is not None:
+                    found.append(Unreadable(run_of(name)[0], name, entry))
+        return found
+
     # -- the server --------------------------------------------------------------------------------
 
     async def now_ms(self) -> int:
@@ -388,6 +421,17 @@ class Inspector:
 def is_system(queue: Queue) -> bool:
     """Whether a queue is the system stream of its workflow."""
     return queue.event_type == SYSTEM
+
+
+def _is_public(row: Sequence[Any]) -> bool:
+    """Whether this or newer code can read an entry of a public stream."""
+    try:
+        public_row(row)
+    except NewerVersionError:
+        return True
+    except DecodeError:
+        return False
+    return True
 
 
 def _literal(text: str) -> str:
