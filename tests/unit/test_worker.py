@@ -16,7 +16,8 @@ from stepfleet.core.delivery import Delivery, Record
 from stepfleet.embedded.memory import memory_fleet
 from stepfleet.errors import ConnectionLost, StoreRefused
 from stepfleet.storage.link import Link
-from stepfleet.worker.worker import Outage, Worker
+from stepfleet.worker.outage import Outage
+from stepfleet.worker.worker import Worker
 
 
 class Cut:

@@ -39,6 +39,10 @@ Done = Callable[[Answer | StoreError], None]
 _Item = tuple[Commit, Done, int, int]
 
 
+def _final(answer: Answer | StoreError) -> None:
+    """Whoever has put this commit need not know."""
+
+
 class _Lane:
     """A connection, and what is under way on it."""
 
@@ -75,8 +79,8 @@ class Committer:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def put(self, commit: Commit, done: Done) -> None:
-        """Queue a commit; `done` is called with its answer."""
+    def put(self, commit: Commit, done: Done = _final) -> None:
+        """Queue a commit; `done` is called with its answer, unless every answer is final."""
         weight, size, is_wide = weigh(commit)
         if is_wide:
             *ahead, commit = parts_of(commit)

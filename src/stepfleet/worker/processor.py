@@ -17,33 +17,25 @@ from functools import partial
 from math import inf
 from typing import Any, Final
 
-from stepfleet.core import endings
 from stepfleet.core.commit import (
-    Admit,
     Answer,
     Commit,
-    ControlFence,
     Count,
     Counted,
-    DeadLetter,
     EffectFence,
     Emit,
     End,
     EntryFence,
     Expectation,
     Is,
-    Note,
     Park,
     Recount,
     Route,
-    Save,
     SetTimer,
-    StrayFence,
     Unapplied,
-    Wake,
     Word,
 )
-from stepfleet.core.decide import UNREADABLE_DELAY_MS, decide, effects_commit, lent_words, readable
+from stepfleet.core.decide import decide, effects_commit, lent_words, readable
 from stepfleet.core.delivery import Delivery
 from stepfleet.core.history import emitted, settled
 from stepfleet.core.outcome import Failed, Lost, Outcome, Returned, Shown, Suspended, Traces
@@ -51,9 +43,7 @@ from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
 from stepfleet.core.scopes import gathered_in
 from stepfleet.errors import (
-    DeadLettered,
     DecodeError,
-    NewerVersionError,
     StoreError,
     TooLargeError,
     WorkflowRuntimeError,
@@ -62,14 +52,14 @@ from stepfleet.graph import StepSpec
 from stepfleet.instrumentation import enter_step_log, step_log_context
 from stepfleet.parents import enter_parent
 from stepfleet.storage.committer import Committer
-from stepfleet.storage.consumer import Alarm, Arrival, Unreadable
+from stepfleet.storage.consumer import Alarm, Arrival
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import RunReader, damage
+from stepfleet.storage.reader import RunReader
 from stepfleet.storage.run_store import APPLIED
 from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
 from stepfleet.tracing import trace_fields
-from stepfleet.wire import Promotion, decode_unclaimed, encode_timer
+from stepfleet.wire import decode_unclaimed
 from stepfleet.worker.execution import (
     NOTHING_KNOWN,
     BufferContent,
@@ -83,6 +73,7 @@ from stepfleet.worker.observer import Observer
 from stepfleet.worker.pace import Paces
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
+from stepfleet.worker.strays import Strays
 from stepfleet.worker.suspects import Suspects, is_suspect
 from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime, options_of
@@ -151,6 +142,7 @@ class Processor:
         self._arming: asyncio.TimerHandle | None = None
         self._tracing = fleet.tracer()
         self._served: dict[str, Served] = {}
+        self._strays = Strays(committer, self._plan_of, observer)
         self._held: dict[tuple[Route, str], Held] = {}
         self._in_line: deque[Held] = deque()
         self._line = Line(self._process_one)
@@ -174,6 +166,10 @@ class Processor:
     def stop_serving(self, workflow: str) -> None:
         """Forget a workflow."""
         self._served.pop(workflow, None)
+
+    def _plan_of(self, workflow: str) -> Plan | None:
+        served = self._served.get(workflow)
+        return served and served.plan
 
     @property
     def places(self) -> int:
@@ -241,9 +237,9 @@ class Processor:
         if isinstance(arrival, Delivery):
             self._accept(arrival)
         elif isinstance(arrival, Alarm):
-            self._wake(arrival)
+            self._strays.wake(arrival)
         else:
-            self._bury(arrival)
+            self._strays.bury(arrival)
 
     def _accept(self, delivery: Delivery) -> None:
         key = (delivery.route, delivery.entry)
@@ -434,8 +430,6 @@ class Processor:
     def _finish(self, held: Held, answer: Answer) -> None:
         """Let a delivery go whose commit was answered, or what is left of it."""
         held.task = None
-        if answer.word == "broken":
-            self._end_damaged(held.delivery)
         last = self._last_commit(held.delivery, answer)
         if last is None:
             self._done(held)
@@ -624,20 +618,7 @@ class Processor:
         if answer.word == "parking":
             fence = EntryFence(delivery.route, delivery.entry, delivery.id)
             return Commit(delivery.run_id, fence, [Park(delivery.route, delivery.entry)])
-        if answer.word != "broken":
-            return None
-        about = ("run", delivery.run_id, "label", delivery.route.label)
-        letter = DeadLetter((*about, "delivery", delivery.id, "reason", "broken run"))
-        return Commit(delivery.run_id, StrayFence(delivery.route, delivery.entry), [letter])
-
-    def _end_damaged(self, delivery: Delivery) -> None:
-        """End a run whose work is lost to a damaged key, if its record and its public stream allow it."""
-        served = self._served.get(delivery.route.workflow)
-        if served is not None:
-            run_id, route = delivery.run_id, delivery.route
-            cure, codec = damage(run_id), served.plan.codec
-            end = endings.damaged(run_id, route.workflow, route.step, cure, codec)
-            self._committer.put(end, _ignored)
+        return self._strays.damaged(delivery) if answer.word == "broken" else None
 
     def _log(
         self, delivery: Delivery, outcome: Outcome, words: Sequence[Word], answer: Answer
@@ -830,7 +811,7 @@ class Processor:
                 return
             if answer.word == "parking":
                 park = Commit(delivery.run_id, fence, [Park(delivery.route, delivery.entry)])
-                self._committer.put(park, _ignored)
+                self._committer.put(park)
             elif answer.word == "conflict":
                 # The run is live: its id was used again, or Redis lost its end.
                 self._ended.pop(delivery.run_id, None)
@@ -839,88 +820,9 @@ class Processor:
         # A live run has a status, so this never settles work of one.
         return Commit(delivery.run_id, fence, (), [Is("status", "")]), answered
 
-    def _wake(self, alarm: Alarm) -> None:
-        served = self._served.get(alarm.route.workflow)
-        if served is not None and not alarm.step:
-            routes = {route.step: route for route in served.plan.routes}
-            fence = EntryFence(alarm.route, alarm.entry, "")
-            admits = [Admit(route) for route in routes.values()]
-            self._committer.put(Commit(alarm.run_id, fence, admits), _ignored)
-            return
-        route = (
-            next((r for r in served.plan.routes if r.step == alarm.step), None) if served else None
-        )
-        if route is None:
-            # Newer code has this step. The alarm stays pending, and leaves with this process.
-            logger.warning(
-                "run_id=%s step=%s: this code has no such step", alarm.run_id, alarm.step
-            )
-            return
-        fence = EntryFence(alarm.route, alarm.entry, "")
-
-        def woken(answer: Answer | StoreError) -> None:
-            if isinstance(answer, Answer) and answer.word == "broken":
-                # The place that was kept for a damaged run goes to the next one.
-                stray = StrayFence(alarm.route, alarm.entry)
-                self._committer.put(Commit(alarm.run_id, stray, [Wake(route)]), _ignored)
-
-        self._committer.put(Commit(alarm.run_id, fence, [Wake(route)]), woken)
-
-    def _bury(self, arrival: Unreadable) -> None:
-        """Put an entry that is no delivery of this version where it belongs."""
-        if isinstance(arrival.error, NewerVersionError):
-            self._put_back(arrival)
-            return
-        logger.error("run_id=%s: dead letter: %s", arrival.run_id, arrival.error)
-        # First the end of its run: a worker that dies between the two leaves the entry to another
-        # one, which does the same again. The other way round a run would be left that nothing ends.
-        self._fail_unreadable(arrival)
-        about = ("run", arrival.run_id, "workflow", arrival.route.workflow)
-        what = ("label", arrival.route.label, "delivery", arrival.id)
-        why = ("reason", str(arrival.error), "record", arrival.raw)
-        fence = StrayFence(arrival.route, arrival.entry)
-        self._committer.put(
-            Commit(arrival.run_id, fence, [DeadLetter((*about, *what, *why))]), _ignored
-        )
-        if self._observer is not None:
-            self._observer.unreadable(arrival.route.workflow, arrival.route.step)
-
-    def _fail_unreadable(self, arrival: Unreadable) -> None:
-        """End the run of an entry that cannot be read, and keep the entry with what else was pending."""
-        served = self._served.get(arrival.route.workflow)
-        if served is None or not arrival.run_id:
-            return
-        step = arrival.route.step
-        error = DeadLettered(f"an event for step {step!r} cannot be read: {arrival.error}")
-        kept = Save(arrival.id, arrival.route.label, arrival.raw)
-
-        def ended(answer: Answer | StoreError) -> None:
-            if isinstance(answer, Answer) and answer.word == "over":
-                self._committer.put(Commit(arrival.run_id, ControlFence(), [kept]), _ignored)
-
-        plan = served.plan
-        failed = endings.failed(arrival.run_id, plan.workflow, step, error, plan.codec)
-        self._committer.put(failed._replace(words=[*failed.words, kept]), ended)
-
-    def _put_back(self, arrival: Unreadable) -> None:
-        """Let newer code have an entry: until then it comes back every few seconds."""
-        logger.warning("run_id=%s: put back for newer code: %s", arrival.run_id, arrival.error)
-        member = f"{arrival.run_id}/{arrival.id}/newer/{arrival.entry}"
-        promotion = encode_timer(Promotion(arrival.route, arrival.id, arrival.raw))
-        words = [
-            SetTimer(member, UNREADABLE_DELAY_MS, promotion),
-            Note(arrival.id, f"timer newer {arrival.entry} {arrival.route.label}"),
-        ]
-        fence = EntryFence(arrival.route, arrival.entry, arrival.id)
-        self._committer.put(Commit(arrival.run_id, fence, words), _ignored)
-
 
 def _where(delivery: Delivery) -> tuple[str, str]:
     return delivery.run_id, delivery.route.step
-
-
-def _ignored(answer: Answer | StoreError) -> None:
-    """Every answer is final."""
 
 
 def _log_fields(delivery: Delivery) -> tuple[str, str, str, str, int]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from math import inf
-from random import Random
 from typing import Any, Final, cast
 
 from stepfleet.codec import Codec, TypeRegistry
@@ -29,6 +28,7 @@ from stepfleet.storage.reader import RunReader, encode_definition
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker.heartbeat import Heartbeat
 from stepfleet.worker.observer import Observer
+from stepfleet.worker.outage import Outage
 from stepfleet.worker.processor import Held, Processor
 from stepfleet.worker.taking import Taking
 from stepfleet.worker.timers import Timers
@@ -46,8 +46,6 @@ JANITOR: Final = 60.0
 TIDIED: Final = 500
 #: Age after which what a dead worker left is removed.
 TOMBSTONE_MS: Final = 3_600_000
-#: Seconds to wait between tries while Redis is away: from, to.
-BACK_OFF: Final = (0.1, 2.0)
 #: Seconds without a turn of the read loop after which it counts as stuck: a connection and a blocking
 #: read, each with its time-out, take less.
 STUCK: Final = 30.0
@@ -715,43 +713,6 @@ class Worker:
                 "could not hand back, the lease has to run out: count=%d error=%s", len(rest), error
             )
             return len(rest)
-
-
-class Outage:
-    """The waits of one loop for Redis; all loops together say once that it is away, and that it is back."""
-
-    def __init__(self, doing: str, random: Random, away: set[str]) -> None:
-        self._doing = doing
-        self._random = random
-        self._away = away
-        self._tries = 0
-        self._refused = False
-
-    async def pause(self, error: StoreError) -> None:
-        """Wait a little longer after each failure."""
-        if isinstance(error, StoreRefused):
-            if not self._refused:
-                logger.warning("redis refuses, trying again: while=%s error=%s", self._doing, error)
-            self._refused = True
-        else:
-            if not self._away:
-                logger.warning(
-                    "redis is away, waiting for it: while=%s error=%s", self._doing, error
-                )
-            self._away.add(self._doing)
-        self._tries += 1
-        longest = min(BACK_OFF[0] * 2**self._tries, BACK_OFF[1])
-        await asyncio.sleep(self._random.uniform(longest / 2, longest))
-
-    def over(self) -> None:
-        """Note a success."""
-        if self._doing in self._away:
-            self._away.clear()
-            logger.info("redis is back: while=%s", self._doing)
-        if self._refused:
-            self._refused = False
-            logger.info("redis accepts again: while=%s", self._doing)
-        self._tries = 0
 
 
 def _names(running: Sequence[Held], now: float) -> str:
