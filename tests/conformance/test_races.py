@@ -24,7 +24,7 @@ from stepfleet.storage.link import Link, connector
 from stepfleet.storage.reader import RunReader, Waits
 from stepfleet.storage.scripts import script
 from stepfleet.wire import Expiry, Waiter, decode_record, encode_timer
-from stepfleet.worker import processor as processor_module
+from stepfleet.worker import strays
 from stepfleet.worker.heartbeat import Heartbeat
 from stepfleet.worker.timers import Timers
 from tests.conformance.place import Place
@@ -611,7 +611,7 @@ async def test_a_delivery_of_newer_code_is_put_back_until_somebody_can_read_it(
             raise NewerVersionError("a delivery has version 2", data)
         return decoded(data)
 
-    monkeypatch.setattr(processor_module, "UNREADABLE_DELAY_MS", 10)
+    monkeypatch.setattr(strays, "UNREADABLE_DELAY_MS", 10)
     monkeypatch.setattr(consumer_module, "decode_record", newer)
     flow = await place.serve(Flow)
     assert await flow.run() == "done"
@@ -730,10 +730,10 @@ async def test_a_worker_that_dies_while_it_buries_an_entry_leaves_no_run_behind(
     await until_it_waits(place, handler.run_id, "a")
     put, let_through = Committer.put, list[Commit]()
 
-    def dies(self: Committer, commit: Commit, done: Any) -> None:
+    def dies(self: Committer, commit: Commit, *done: Any) -> None:
         if commit.run_id == handler.run_id and not let_through:
             let_through.append(commit)
-            put(self, commit, done)
+            put(self, commit, *done)
 
     monkeypatch.setattr(Committer, "put", dies)
     (stream,) = await place.call("KEYS", f"{place.keys.tag}:s:*:StartEvent:ask")

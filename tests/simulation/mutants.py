@@ -378,7 +378,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "what Redis has lost of a step's effects is not missed when the step is settled",
-        python=[(processor, "_still_known", lambda _: lambda held: [])],
+        python=[(processor, "still_known", lambda _: lambda held: [])],
     ),
     Mutant(
         "only the last of a step's early commits is missed when Redis has lost some",

@@ -42,3 +42,9 @@ class Held:
     uncounted: bool = False
     #: Why it was cancelled: 'over', 'gone', 'late' or 'drain'.
     cancelled: str = ""
+
+
+def log_fields(delivery: Delivery) -> tuple[str, str, str, str, int]:
+    """Return what `instrumentation.enter_step_log` takes."""
+    route, attempt = delivery.route, max(delivery.record.attempt, 1)
+    return route.workflow, delivery.run_id, route.step, delivery.id, attempt

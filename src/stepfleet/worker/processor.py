@@ -8,36 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 from typing import Any, Final
 
 from stepfleet.core.commit import (
     Answer,
     Commit,
-    Count,
-    Counted,
-    EffectFence,
-    Emit,
     End,
     EntryFence,
     Expectation,
     Is,
     Park,
-    Recount,
     Route,
     SetTimer,
-    Unapplied,
     Word,
 )
-from stepfleet.core.decide import decide, effects_commit, lent_words, readable
+from stepfleet.core.decide import decide, readable
 from stepfleet.core.delivery import Delivery
-from stepfleet.core.history import emitted, settled
+from stepfleet.core.history import settled
 from stepfleet.core.outcome import Failed, Lost, Outcome, Returned, Shown, Suspended, Traces
 from stepfleet.core.outcome import Unreadable as UnreadableOutcome
 from stepfleet.core.plan import Plan
@@ -60,6 +52,7 @@ from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
 from stepfleet.tracing import trace_fields
 from stepfleet.wire import decode_unclaimed
+from stepfleet.worker.effects import Effects, still_known
 from stepfleet.worker.execution import (
     NOTHING_KNOWN,
     BufferContent,
@@ -67,7 +60,7 @@ from stepfleet.worker.execution import (
     Known,
     is_answer,
 )
-from stepfleet.worker.held import Held
+from stepfleet.worker.held import Held, log_fields
 from stepfleet.worker.line import Line
 from stepfleet.worker.observer import Observer
 from stepfleet.worker.pace import Paces
@@ -80,11 +73,6 @@ from stepfleet.workflow import Runtime, Workflow, current_runtime, options_of
 
 logger = logging.getLogger("stepfleet.worker.processor")
 
-#: Seconds that a first delivery runs before its run's deadline is armed by an effect: a shorter
-#: one arms it for free.
-ARM_AFTER: Final = 0.05
-#: Seconds by which it may be armed earlier, so that one look arms all that began together.
-ARM_EARLY: Final = 0.005
 #: Ended runs that are remembered, so that what was read of them meanwhile does not start.
 ENDED: Final = 10_000
 #: What is read ahead of free places comes in reads of at least this part of the concurrency.
@@ -136,14 +124,18 @@ class Processor:
         self._runtime = runtime
         self._observer = observer
         self.suspects = Suspects(suspect_left)
-        #: Told when something is due in so many seconds at the earliest.
-        self._timer_set = timer_set
-        #: When deadlines are armed next.
-        self._arming: asyncio.TimerHandle | None = None
         self._tracing = fleet.tracer()
         self._served: dict[str, Served] = {}
         self._strays = Strays(committer, self._plan_of, observer)
         self._held: dict[tuple[Route, str], Held] = {}
+        self._effects = Effects(
+            committer,
+            fleet.clock,
+            self._held,
+            timeout_of=self._timeout_of,
+            abandon=self._abandon,
+            timer_set=timer_set,
+        )
         self._in_line: deque[Held] = deque()
         self._line = Line(self._process_one)
         self._running = 0
@@ -153,7 +145,6 @@ class Processor:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._process = fleet.random.randbytes(3).hex()
         self._executions = 0
-        self._flush_soon: Callable[[Execution], None] | None = None
         self.capacity = asyncio.Event()
         self.capacity.set()
         self.empty = asyncio.Event()
@@ -170,6 +161,10 @@ class Processor:
     def _plan_of(self, workflow: str) -> Plan | None:
         served = self._served.get(workflow)
         return served and served.plan
+
+    def _timeout_of(self, workflow: str) -> float | None:
+        served = self._served.get(workflow)
+        return served and served.timeout
 
     @property
     def places(self) -> int:
@@ -254,8 +249,8 @@ class Processor:
         self._held[key] = held
         self.suspects.add(held)
         self.empty.clear()
-        if self._arming is None and delivery.is_first:
-            self._arm_in(ARM_AFTER)
+        if delivery.is_first:
+            self._effects.arm_later()
         if self._in_line or self._running >= self._concurrency:
             self._in_line.append(held)
         else:
@@ -347,7 +342,7 @@ class Processor:
             )
             self._finish(held, answer)
             return
-        enter_step_log(*_log_fields(delivery))
+        enter_step_log(*log_fields(delivery))
         if held.refuted is not None:
             outcome = await self._reconsidered(held, held.refuted, plan)
             if outcome is not None:
@@ -392,7 +387,7 @@ class Processor:
         held.armed = True
         held.task = None
         commit = self._decided(held.delivery, outcome, plan)
-        if kept := _still_known(held):
+        if kept := still_known(held):
             commit = commit._replace(expects=(*kept, *commit.expects))
         self._committer.put(commit, partial(self._answered, held, plan, outcome, commit.words))
 
@@ -419,7 +414,7 @@ class Processor:
                 self._commit(held, Failed(error=error, traces=outcome.traces), plan)
             else:
                 if held.delivery.is_first or not isinstance(outcome, Returned):
-                    self._tell_of_timers(held.delivery, words)
+                    self._effects.tell_of_timers(held.delivery, words)
                 self._log(held.delivery, outcome, words, answer)
                 if self._observer is not None:
                     self._observer.settled(held.delivery, outcome, words, answer.word)
@@ -535,8 +530,6 @@ class Processor:
         self, held: Held, served: Served, spec: StepSpec, known: Known, rerun: bool
     ) -> Execution:
         self._executions += 1
-        if self._flush_soon is None:
-            self._flush_soon = self._flusher()
         return Execution(
             readable(held.delivery),
             served.plan,
@@ -544,7 +537,7 @@ class Processor:
             token=f"{self._process}.{self._executions}",
             known=known,
             rerun=rerun,
-            flush_soon=self._flush_soon,
+            flush_soon=self._effects.soon,
             now_ms=self._clock.redis_ms,
             open_store=partial(self._open_store, held, served),
         )
@@ -554,15 +547,7 @@ class Processor:
         delivery, plan = execution.delivery, served.plan
 
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
-            self._flush(execution)
-            words = [*effects_commit(delivery, (), age_ms=self._age_ms(held)), *words]
-            answer = await self._committer.commit(_early(execution, words, expects))
-            if answer.word == "applied":
-                execution.counted += 1
-            elif answer.word == "gone":
-                # Whatever its step makes of that: it may be here again before its outcome is.
-                self._effect_answered(held, answer)
-            return answer
+            return await self._effects.write(held, execution, words, expects)
 
         def on_lock(lock: str) -> None:
             execution.lock = lock
@@ -636,52 +621,10 @@ class Processor:
             level, text = logging.ERROR, "dead letter: the workers that ran this died"
         else:
             return
-        with step_log_context(*_log_fields(delivery)):
+        with step_log_context(*log_fields(delivery)):
             logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
 
-    # -- effects -----------------------------------------------------------------------------------
-
-    def _flusher(self) -> Callable[[Execution], None]:
-        """Return what lets effects go out in the next turn of the loop, also from a step's thread."""
-        loop, thread = asyncio.get_running_loop(), threading.get_ident()
-
-        def flush_soon(execution: Execution) -> None:
-            inside = threading.get_ident() == thread
-            (loop.call_soon if inside else loop.call_soon_threadsafe)(self._flush, execution)
-
-        return flush_soon
-
-    def _flush(self, execution: Execution) -> None:
-        delivery = execution.delivery
-        held = self._held.get((delivery.route, delivery.entry))
-        effects = execution.take_effects()
-        if not effects or held is None:
-            return
-        held.armed = True
-        words = effects_commit(delivery, effects, age_ms=self._age_ms(held))
-        commit = _early(execution, words)
-        if any(isinstance(word, Emit) for word in words):
-            commit = emitted(commit, delivery.record, execution.plan, by=delivery.id)
-        # What comes behind it in the stream of commits is answered behind it.
-        execution.counted += 1
-        self._committer.put(commit, partial(self._flush_answered, held))
-
-    def _flush_answered(self, held: Held, answer: Answer | StoreError) -> None:
-        if not isinstance(answer, Answer) or answer.word not in ("applied", "rewound"):
-            held.uncounted = True
-        self._effect_answered(held, answer)
-
-    def _effect_answered(self, held: Held, answer: Answer | StoreError) -> None:
-        if not isinstance(answer, Answer):
-            return
-        if answer.word == "applied":
-            self._tell_of_timers(held.delivery)
-        if answer.word not in ("gone", "over", "unknown-run"):
-            return
-        if answer.word == "gone" and not held.cancelled:
-            with step_log_context(*_log_fields(held.delivery)):
-                logger.warning("another worker took this delivery, its execution here ends")
-        self._abandon(held, "gone" if answer.word == "gone" else "over")
+    # -- steps that wait for other runs -----------------------------------------------------------
 
     def instances(self) -> dict[str, Workflow]:
         """Return the workflows of this process by name."""
@@ -689,7 +632,7 @@ class Processor:
 
     def lend(self, held: Held) -> None:
         """Give the slot and the place of a step that waits for a run to others, for good."""
-        delivery, first = held.delivery, not held.lent
+        first = not held.lent
         if first:
             held.lent = True
             self._lent += 1
@@ -697,76 +640,24 @@ class Processor:
         self._give_place(held)
         if self.free:
             self.capacity.set()
-        if not first and delivery.deliveries == 1:
-            return
-        if held.execution is not None:
-            self._flush(held.execution)
-        held.armed = True
-        # Whoever dies meanwhile is not killed by this step, so what counts against it is forgotten.
-        words = lent_words(delivery, times=1, age_ms=self._age_ms(held))
-        self._put_effects(held, words, self._lent_answered)
+        if first or held.delivery.deliveries > 1:
+            self._effects.lend(held, self._lent_answered)
 
     def _lent_answered(self, held: Held, answer: Answer | StoreError) -> None:
         if held.waits:
             # From now on nothing counts against it, so the next suspect may run.
             self.suspects.remove(held)
-        self._effect_answered(held, answer)
+        self._effects.answered(held, answer)
 
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again, as soon as it is the only suspect."""
-        delivery = held.delivery
         held.waits = False
-        if delivery.deliveries == 1:
+        if held.delivery.deliveries == 1:
             return
         async with self.suspects.on_their_way:
             self.suspects.add(held)
         await self.suspects.turn(held)
-        recount = Recount(delivery.route, delivery.entry, delivery.deliveries)
-        fence = EffectFence(delivery.route, delivery.entry)
-        answer = await self._committer.commit(Commit(delivery.run_id, fence, [recount]))
-        self._effect_answered(held, answer)
-
-    def _age_ms(self, held: Held) -> int:
-        return int((self._clock.steady() - held.started) * 1000)
-
-    def _arm_in(self, seconds: float) -> None:
-        self._arming = asyncio.get_running_loop().call_later(seconds, self._arm_deadlines)
-
-    def _arm_deadlines(self) -> None:
-        """Arm the deadline of runs whose first step has been running for a while."""
-        self._arming, now = None, self._clock.steady()
-        for held in self._held.values():
-            if held.armed or not held.delivery.is_first:
-                continue
-            left = held.started + ARM_AFTER - now
-            if left > ARM_EARLY:
-                self._arm_in(left)  # the others are younger
-                return
-            held.armed = True
-            words = effects_commit(held.delivery, (), age_ms=self._age_ms(held))
-            self._put_effects(held, words, self._effect_answered)
-
-    def _put_effects(
-        self,
-        held: Held,
-        words: Sequence[Word],
-        answered: Callable[[Held, Answer | StoreError], None],
-    ) -> None:
-        delivery = held.delivery
-        commit = Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), words)
-        self._committer.put(commit, partial(answered, held))
-
-    def _tell_of_timers(self, delivery: Delivery, words: Sequence[Word] = ()) -> None:
-        """Tell when something that this process has set is due: the next look at timers may be too late."""
-        soonest = inf
-        for word in words:
-            if isinstance(word, SetTimer):
-                soonest = min(soonest, word.delay_ms / 1000)
-        served = self._served.get(delivery.route.workflow)
-        if delivery.is_first and served is not None and served.timeout is not None:
-            soonest = min(soonest, served.timeout)
-        if soonest < inf:
-            self._timer_set(soonest)
+        await self._effects.recount(held)
 
     # -- ends, losses, drain -----------------------------------------------------------------------
 
@@ -825,11 +716,6 @@ def _where(delivery: Delivery) -> tuple[str, str]:
     return delivery.run_id, delivery.route.step
 
 
-def _log_fields(delivery: Delivery) -> tuple[str, str, str, str, int]:
-    route, attempt = delivery.route, max(delivery.record.attempt, 1)
-    return route.workflow, delivery.run_id, route.step, delivery.id, attempt
-
-
 def _consequence(words: Sequence[Word]) -> str:
     """Say what a commit does about a failure."""
     delay_ms = next((word.delay_ms for word in words if isinstance(word, SetTimer)), None)
@@ -838,29 +724,3 @@ def _consequence(words: Sequence[Word]) -> str:
     if any(isinstance(word, End) for word in words):
         return "and the run with it"
     return "the run goes on"
-
-
-def _early(
-    execution: Execution, words: Sequence[Word], expects: Sequence[Expectation] = ()
-) -> Commit:
-    """Return a commit of a step that goes on: it is applied once, and missed if Redis loses it."""
-    delivery, mine = execution.delivery, (execution.delivery.id, execution.token)
-    call = execution.next_call()
-    return Commit(
-        delivery.run_id,
-        EffectFence(delivery.route, delivery.entry),
-        [*words, Count(*mine, call)],
-        [Unapplied(*mine, call), *expects],
-    )
-
-
-def _still_known(held: Held) -> list[Expectation]:
-    """Return what shows that Redis has all that it confirmed of this execution.
-
-    A server that comes back with an older state may have the delivery and not what its step has sent or
-    stored since: settled now, the run would go on without that, or without a part of it.
-    """
-    execution = held.execution
-    if execution is None or not execution.counted or held.uncounted:
-        return []
-    return [Counted(held.delivery.id, execution.token, execution.counted)]
