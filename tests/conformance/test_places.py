@@ -255,7 +255,7 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_run
 
     parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
     await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
     await eventually(lambda: sorted(ran) == ["child", "other", "parent"], SOON)
     gates["child"].set()
     for number in range(5):
@@ -294,7 +294,7 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its
     monkeypatch.setattr(Consumer, "reclaim", reclaim_late)
     parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
     await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
     assert [await parent, await other] == ["parent", "other"]
     assert ran.index("other") < ran.index("parent goes on")
 
@@ -323,7 +323,7 @@ async def test_what_a_step_makes_of_a_write_that_came_too_late_ends_no_run(
         await fleet.call("XCLAIM", stream, GROUP, consumer, 0, entry, "JUSTID")
         return before
 
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
     async with asyncio.timeout(2 * SOON):
         assert await (await fleet.client.start(Flow)) == 2
     assert "another worker took this delivery" in caplog.text
@@ -359,7 +359,7 @@ async def test_no_other_suspect_is_taken_over_until_one_that_waits_counts_no_mor
     monkeypatch.setattr(Consumer, "reclaim", counted)
     parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
     await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=1), sweep=timedelta(seconds=0.1))
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
     await eventually(lambda: looks >= 5, SOON)
     assert "other" not in ran
     lent.set()
