@@ -21,10 +21,24 @@ from stepfleet.core.commit import (
     Tally,
     Version,
     Wait,
+    Wake,
     Within,
     Write,
 )
-from tests.scripts.rig import NARROW, WIDE, Entry, Rig, did, effect, emit, end, settle
+from tests.scripts.rig import (
+    NARROW,
+    SYS,
+    WIDE,
+    WORKFLOW,
+    Entry,
+    Rig,
+    Route,
+    did,
+    effect,
+    emit,
+    end,
+    settle,
+)
 
 #: No number that Redis counts with.
 NO_COUNTS = ("x", "", "1.5", "9" * 30)
@@ -183,3 +197,179 @@ def test_the_effects_of_a_delivery_that_was_settled_are_gone(rig: Rig) -> None:
     assert rig.words(*again, consumer="other") == ["gone", "gone"]
     assert rig.everything() == before
     assert did("m") not in rig.queued(WIDE)
+
+
+# -- the index of pending work ----------------------------------------------------------------------
+
+#: A step whose ceiling over all runs is one.
+ONE = Route(WORKFLOW, "C", "one", 4, 1, ("C",))
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b"), ("a", "b", "held")])
+def test_a_delivery_that_the_index_has_lost_is_no_delivery_that_was_settled(
+    rig: Rig, names: tuple[str, ...]
+) -> None:
+    run_id = rig.start(emit(NARROW, *names), timeout_ms=1000)
+    entry = rig.take(NARROW)
+    rig.client.delete(rig.keys.open(run_id))
+    before = rig.everything()
+    settled = settle(entry, Publish(b"p"), emit(WIDE, "next"), Deadline(0))
+    assert rig.words(settled) == ["broken"]
+    assert rig.words(effect(entry, emit(WIDE, "n", guard=entry.id))) == ["broken"]
+    assert rig.everything() == before
+    assert rig.words(ended_as_damaged(run_id), settled) == ["applied", "over"]
+
+
+def test_the_index_is_lost_also_when_others_came_into_it_since(rig: Rig) -> None:
+    run_id = rig.start(emit(NARROW, "a"), emit(WIDE, "b"))
+    entry = rig.take(NARROW)
+    rig.apply(effect(entry, emit(WIDE, "n", guard=entry.id)))
+    rig.client.delete(rig.keys.open(run_id))
+    rig.apply(effect(entry, emit(WIDE, "m", guard=entry.id)))
+    assert rig.open(run_id) == {"m": "stream"}
+    assert rig.words(settle(entry)) == ["broken"]
+
+
+def test_a_copy_of_what_was_settled_is_gone_while_others_wait_for_a_place(rig: Rig) -> None:
+    rig.start(emit(ONE, "first"))
+    run_id = rig.start(emit(ONE, "a"))
+    rig.apply(settle(rig.take(ONE)))
+    rig.apply(Commit(run_id, rig.take(SYS).fence, [Wake(ONE)]))
+    entry = rig.take(ONE)
+    copy = twice(rig, entry, "other")
+    rig.apply(settle(entry, emit(ONE, "b", "c")))
+    assert rig.open(run_id) == {}
+    assert rig.held(run_id, "one") == ["b", "c"]
+    guarded = effect(copy, emit(WIDE, "n", guard=copy.id))
+    assert rig.words(guarded, settle(copy), consumer="other") == ["gone", "gone"]
+
+
+# -- what waits, and what runs share ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", b"x" * 40, b"\x93\x01\xc1"])
+def test_a_commit_that_comes_upon_a_held_delivery_that_is_none_is_whole(
+    rig: Rig, garbage: bytes
+) -> None:
+    run_id = rig.start(emit(NARROW, "a", "b", "c", "d", "e"))
+    rig.client.lset(rig.keys.hold(run_id, "narrow"), 0, garbage)
+    entry, other = rig.read(NARROW)
+    settled = settle(entry, Publish(b"p"), emit(WIDE, "next"))
+    assert rig.words(settled) == ["broken"]
+    assert rig.public(run_id) == [("1-0", b"p")]
+    assert rig.queued(WIDE) == ["next"]
+    assert rig.queued(NARROW) == ["b", "d"]
+    assert rig.open(run_id) == {"b": "stream", "d": "stream", "next": "stream"}
+    assert rig.held(run_id, "narrow") == ["e"]
+    assert rig.words(settled) == ["gone"]
+    assert rig.words(ended_as_damaged(run_id), settle(other)) == ["applied", "over"]
+
+
+def other_type(rig: Rig, key: str) -> None:
+    rig.client.set(key, "x")
+
+
+def no_count(rig: Rig, key: str) -> None:
+    rig.client.hset(key, mapping={"reserved": "x", "lent": "1.5"})
+
+
+def no_lent_count(rig: Rig, key: str) -> None:
+    rig.client.hset(key, "lent", "x")
+
+
+@pytest.mark.parametrize("damage", [other_type, no_count, no_lent_count])
+def test_no_run_fails_by_a_damaged_ceiling(rig: Rig, damage: Callable[[Rig, str], None]) -> None:
+    runs = [rig.start(emit(ONE, "a")) for _ in range(4)]
+    gauge = rig.keys.gauge(WORKFLOW, "one")
+    damage(rig, gauge)
+    rig.apply(settle(rig.take(ONE)))
+    damage(rig, gauge)  # the place that is reserved for the next run is forgotten
+    for run_id in runs[1:]:
+        alarm = rig.take(SYS)
+        assert alarm.run_id == run_id
+        rig.apply(Commit(run_id, alarm.fence, [Wake(ONE)]))
+        assert rig.client.xlen(rig.stream(ONE)) == 1
+        rig.apply(settle(rig.take(ONE), end()))
+    assert rig.client.hget(gauge, "reserved") == b"0"
+    later = [rig.start(emit(ONE, "a")) for _ in range(2)]
+    assert [rig.held(run_id, "one") for run_id in later] == [[], ["a"]]
+
+
+def test_no_run_fails_by_a_damaged_queue_of_a_ceiling(rig: Rig) -> None:
+    first, _ = [rig.start(emit(ONE, "a")) for _ in range(2)]
+    queue = f"{rig.keys.gauge(WORKFLOW, 'one')}:queue"
+    rig.client.delete(queue)
+    rig.client.set(queue, "x")
+    third = rig.start(emit(ONE, "a"))
+    assert rig.client.lrange(queue, 0, -1) == [third.encode()]
+    rig.client.delete(queue)
+    rig.client.set(queue, "x")
+    rig.apply(settle(rig.take(ONE), end()))
+    assert rig.run(first)["status"] == "completed"
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+def no_hash(rig: Rig, key: str) -> None:
+    rig.client.delete(key)
+    rig.client.set(key, "x")
+
+
+def no_content(rig: Rig, key: str) -> None:
+    for field in rig.client.hkeys(key):
+        rig.client.hset(key, field, b"\x93\x01\xc1")
+
+
+def no_status(rig: Rig, key: str) -> None:
+    rig.client.hset(key, "status", "x")
+
+
+def no_start(rig: Rig, key: str) -> None:
+    rig.client.hset(key, "started", "x")
+
+
+@pytest.mark.parametrize("damage", [no_hash, no_content, no_status, no_start])
+@pytest.mark.parametrize("public", [True, False])
+def test_a_run_whose_record_is_damaged_ends_in_one_that_is_written_anew(
+    rig: Rig, damage: Callable[[Rig, str], None], public: bool
+) -> None:
+    run_id = rig.start(emit(WIDE, "a", "b"))
+    entry, other = rig.read(WIDE)
+    if public:
+        rig.apply(effect(entry, Publish(b"p"), Publish(b"q"), Write("f", b"v")))
+    key = rig.keys.run(run_id)
+    damage(rig, key)
+    if damage is not no_start:
+        assert rig.words(settle(entry)) == ["broken"]
+    assert rig.words(ended_as_damaged(run_id), ended_as_damaged(run_id)) == ["applied", "over"]
+    record = rig.run(run_id)
+    assert (record["status"], record["entry"], record["ended"].isdigit()) == (
+        "failed",
+        "the end",
+        True,
+    )
+    assert record.keys() <= {
+        *("status", "entry", "ended", "seq", "further", "joined", "parks"),
+    }
+    assert rig.public(run_id) == (
+        [("1-0", b"p"), ("2-0", b"q"), ("3-0", b"the end")] if public else []
+    )
+    assert all(ttl > 0 for name, ttl in rig.keys_of(run_id).items() if name.count(":") == 3)
+    assert rig.client.lrange(rig.keys.tidy, 0, -1) == [run_id.encode()]
+    ((_, told),) = rig.client.xrange(rig.keys.ends)
+    assert (told[b"r"], told[b"s"], told[b"q"]) == (
+        run_id.encode(),
+        b"failed",
+        b"3" if public else b"1",
+    )
+    assert rig.words(settle(entry), settle(other)) == ["over", "over"]
+    assert rig.queued(WIDE) == []
+
+
+def test_the_record_of_a_run_that_ended_well_stays(rig: Rig) -> None:
+    run_id = rig.start(emit(WIDE, "a"))
+    rig.apply(settle(rig.take(WIDE), end()))
+    before = rig.everything()
+    assert rig.words(ended_as_damaged(run_id)) == ["over"]
+    assert rig.everything() == before

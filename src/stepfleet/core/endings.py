@@ -137,6 +137,9 @@ def damaged(run_id: str, workflow: str, step: str, cure: str, codec: Codec) -> C
     error = WorkflowRuntimeError(f"run {run_id} cannot go on, a key of it is damaged: {cure}")
     event = WorkflowFailedEvent(step_name=step, exception=error)
     fields = ("error", codec.encode_error(error), "step", step)
+    if workflow:
+        # Where the record is what is damaged, it is written anew.
+        fields += ("workflow", workflow)
     return _ended(run_id, workflow, DamagedFence(), "failed", event, codec, fields=fields)
 
 

@@ -23,6 +23,8 @@ local planned                     -- deliveries that it will add to those that i
 local guarded                     -- of those with a guard: how many it did add
 local ending                      -- it ends the run
 local damaged                     -- a key of its run is damaged, and it ends the run without that
+local anew                        -- the run's record itself is damaged: its end writes another one
+local spoiled                     -- it came upon something that is none behind its first writes
 local unpublished                 -- its end stands in the run's record only
 local late                        -- its delivery was settled before, by another entry of the same delivery
 local pending                     -- scope -> deliveries pending in it before this commit, false: no such scope
@@ -53,6 +55,25 @@ local function whole(counter)
   if not counter then return 0 end
   if not string.find(counter, '^%-?%d+$') or #counter > 16 then error('not an integer') end
   return counter + 0
+end
+
+-- Whether an error says that somebody wrote something else there: a key of another type, a number that is none, a
+-- stranger's entry. Asking again would find the same.
+local function is_damage(text)
+  local signs = { 'WRONGTYPE', 'attempt to', 'equal or smaller', 'not an integer', 'overflow', 'is damaged' }
+  for _, sign in ipairs(signs) do
+    if string.find(text, sign, 1, true) then return true end
+  end
+  return false
+end
+
+-- What `use` makes of a key that runs share. It begins anew when somebody damaged it: no run may fail by that.
+local function mended(key, use)
+  local ok, found = pcall(use)
+  if ok then return found end
+  if not is_damage(error_text(found)) then error(found) end
+  rc('DEL', key)
+  return use()
 end
 
 -- A table whose entries are made when they are needed first, each by its maker; those that have none, all together. A

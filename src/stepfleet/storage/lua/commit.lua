@@ -22,7 +22,8 @@
 --       conflict     an expectation moved (with what moved): decide again
 --       rewound      Redis has lost what it confirmed of this delivery before: run its step again
 --       full         a limit is reached (runs that are live, waits of a run; `full deliveries`: deliveries of a run)
---       broken       a key of the run has a wrong type: nothing was written
+--       broken       a key of the run has a wrong type or content: nothing was written; or a hold list had an element
+--                    that is none: everything but that was
 --       refused      Redis refused the first write (memory, replica), or one of this run before: send it again later
 --       applied      done, or done before; with the number of events that a buffer lacks after an append
 --       Behind them, if a stream to take from was named and all were applied, at most one new entry of it: the consumer
@@ -33,6 +34,7 @@
 -- A commit of a run that is no longer live.
 local function settle_late(fence, at, j)
   local ended, first = fields[1], A[j + 1]
+  if ended and whole(rc('HGET', run, 'ended')) == 0 then error('the record is damaged') end
   if first == 'wake' then
     WORD.wake.write(j + 2)
   elseif first == 'park' and ended then
@@ -48,7 +50,20 @@ local function settle_late(fence, at, j)
   return ended and 'over' or 'unknown-run'
 end
 
+-- Whether somebody wrote something else into the place of a run's record, or into it: no end and no live run.
+local function has_no_record()
+  if rc('TYPE', run).ok ~= 'hash' then return rc('EXISTS', run) == 1 end
+  local found = rc('HMGET', run, 'status', 'started', 'ended')
+  local is_sane = pcall(function() whole(found[2]) whole(found[3]) end)
+  return found[1] and (not is_sane or (found[1] ~= 'running' and not found[3]))
+end
+
 local function read_run(kind, at)
+  if kind == 'damaged' and has_no_record() then
+    -- It may have had a place under a limit on runs.
+    anew, fields = true, { 'running', nil, nil, '1' }
+    return true
+  end
   if kind == 'entry' then
     local slot = SLOT[A[at] + 0]
     fields = rc('HMGET', run, 'status', 'deadline', 'waiting', 'admitted', 'deliveries', 'seq', 'lent', slot)
@@ -66,7 +81,7 @@ local function apply(i, stop)
   run, open, keys, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 3] + 0, A[i + 4]
   opened, diverted, missing, appends, asked, closed, lent = {}, false, nil, {}, {}, false, false
   waiting, wanted, sizes, born, pending, planned, guarded, ending, settled = {}, {}, {}, 0, {}, 0, 0, false, nil
-  damaged, unpublished, late = false, false, false
+  damaged, unpublished, late, anew, spoiled = false, false, false, false, false
   local fence, at = FENCE[A[i + 5]], i + 6
   local refusal = fence.prove(at)
   if refusal then return refusal end
@@ -86,7 +101,10 @@ local function apply(i, stop)
     if word.check then word.check(j + 1) end
     j = after(word, j + 1)
   end
-  if late then return 'gone' end
+  if late then
+    if fence.lost and fence.lost(at) then error('the index of pending work is damaged') end
+    return 'gone'
+  end
   if fence.counts then had() end
   if fence.bounded and fence.bounded(at) and had() + planned > most_deliveries then return 'full deliveries' end
 
@@ -100,6 +118,7 @@ local function apply(i, stop)
   write_opened()
   if fence.counts and guarded > 0 then rc('HINCRBY', run, 'deliveries', guarded) end
   if fence.finish then fence.finish(at) end
+  if spoiled then return 'broken' end
   return missing and 'applied ' .. missing or 'applied'
 end
 
@@ -109,10 +128,7 @@ local function answer_to(i, stop)
   local ok, answer = pcall(apply, i, stop)
   if ok then return answer end
   local text = error_text(answer)
-  -- A key of another type, a number that is none, a stranger's entry: asking again would find the same.
-  for _, sign in ipairs({ 'WRONGTYPE', 'attempt to', 'equal or smaller', 'not an integer', 'overflow' }) do
-    if string.find(text, sign, 1, true) then return 'broken' end
-  end
+  if is_damage(text) then return 'broken' end
   -- A stream without its group was lost or removed: nothing in it is anybody's.
   if string.find(text, 'NOGROUP', 1, true) then return 'gone' end
   halted[A[i + 4]] = 'refused ' .. text

@@ -3,7 +3,8 @@
 -- kind -> size: number of its arguments; prove(j): nil when it holds, else the answer; check(j): reads what it will
 -- write; settle(j): consumes it, as the first write of the commit (false: there was nothing to settle); drop(j):
 -- consumes it when the run has ended; parks: it stands for work that an ended run may keep; late: it may act on a run
--- that has ended, and finish(j) comes last; counts: what it adds is new; bounded(j): it is refused when its run has had
+-- that has ended, and finish(j) comes last; lost(j): what it knows of its delivery is gone, and not because it was
+-- settled; counts: what it adds is new; bounded(j): it is refused when its run has had
 -- too many deliveries. j is where its arguments begin.
 
 local function mine(s, entry)
@@ -25,6 +26,19 @@ end
 
 -- Whether a delivery gave its slot away.
 local function is_lent(did) return string.sub(rc('HGET', open, did) or '', -5) == ' lent' end
+
+-- Whether a delivery of this step has a slot that the index of pending work does not explain: somebody removed that
+-- index. Asked only where a delivery is missing in it. Without the hold list it can be told only where nothing is held
+-- unless something is in a stream.
+local function is_lost(s, hold)
+  if LIMIT[s] == 0 or (not hold and (CEILING[s] > 0 or closed)) then return false end
+  local taken = whole(rc('HGET', run, SLOT[s]))
+  if taken == 0 or (hold and taken <= rc('LLEN', hold)) then return false end
+  for _, where in ipairs(rc('HVALS', open)) do
+    if string.match(where, '^stream %S+ [^:]*:(%S+)$') == string.sub(SLOT[s], 3) then return false end
+  end
+  return true
+end
 
 local function nothing() end
 
@@ -89,8 +103,19 @@ local function further_fences()
     },
     -- whoever asks, while the run is live
     control = { size = 0, prove = nothing, check = check_open, settle = nothing, drop = nothing },
-    -- whoever ends a run of which a key is damaged: needs none but its record
-    damaged = { size = 0, prove = nothing, check = function() damaged = true end, settle = nothing, drop = nothing },
+    -- whoever ends a run of which a key is damaged: needs none of its keys
+    damaged = {
+      size = 0,
+      prove = nothing,
+      check = function() damaged = true end,
+      settle = function()
+        if not anew then return end
+        rc('DEL', run)
+        -- Whether it had further keys and children is not known any more: whoever tidies looks.
+        rc('HSET', run, 'further', 1, 'joined', 1)
+      end,
+      drop = nothing,
+    },
     -- whoever changes what is kept of a run, live or ended, once, and stays as long as its record: zset of ids, id, how
     -- many are kept, the key that is changed
     amend = {
@@ -128,6 +153,7 @@ local FENCE = lazily({
     settle = function(j)
       local s, hold = A[j] + 0, A[j + 3] + 0
       local was_open = rc('HDEL', open, A[j + 2]) == 1
+      if not was_open and hold > 0 and is_lost(s, K[hold]) then error('the index of pending work is damaged') end
       acknowledge(s, A[j + 1])
       -- Somebody added its entry twice. The other one gave the slot back; a wake-up is no delivery.
       if not was_open and A[j + 2] ~= '' then return false end
@@ -140,6 +166,7 @@ local FENCE = lazily({
         refill(s, K[hold], n)
       end
     end,
+    lost = function(j) return is_lost(A[j] + 0, K[A[j + 3] + 0]) end,
     -- Nothing but the end of its run, once there were too many; what others wait for goes on.
     bounded = function(j) return A[j + 3] + 0 > 0 and not ending end,
     drop = function(j) acknowledge(A[j] + 0, A[j + 1]) end,
@@ -149,6 +176,7 @@ local FENCE = lazily({
     size = 2, counts = true,
     prove = mine_or_gone,
     check = nothing,
+    lost = function(j) return is_lost(A[j] + 0) end,
     -- Removes nothing. Behind a write that needs no memory a full Redis lets everything pass: what has begun goes on.
     settle = function() rc('HDEL', open, '') end,
     drop = nothing,

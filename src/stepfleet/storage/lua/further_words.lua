@@ -22,7 +22,7 @@ local function further_words()
       for first = 0, k - 1, CHUNK do
         for _, element in ipairs(rc('LRANGE', list, first, first + CHUNK - 1)) do
           local did, label, record = parts(element)
-          if not awaited(string.match(label, '^[^:]*')) then
+          if not did or not awaited(string.match(label, '^[^:]*')) then
             left[#left + 1] = element
           elseif not again then
             enter(inbox, LABEL[inbox], did, record)

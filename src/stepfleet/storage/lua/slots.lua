@@ -55,9 +55,11 @@ end
 local function places(s)
   local gauge = GAUGE[s]
   if not busy[gauge] then
-    local counts = rc('HMGET', gauge, 'reserved', 'lent')
-    lending[gauge] = (counts[2] or 0) + 0
-    local n = (counts[1] or 0) - lending[gauge]
+    local n = mended(gauge, function()
+      local counts = rc('HMGET', gauge, 'reserved', 'lent')
+      lending[gauge] = whole(counts[2])
+      return whole(counts[1]) - lending[gauge]
+    end)
     for _, stream in ipairs(SIBLINGS[s]) do n = n + rc('XLEN', stream) - #(deletions[stream] or {}) end
     busy[gauge] = n
   end
@@ -71,7 +73,9 @@ end
 
 local function reserve(s, by)
   occupy(s, by)
-  if CEILING[s] > 0 then rc('HINCRBY', GAUGE[s], 'reserved', by) end
+  if CEILING[s] == 0 then return end
+  -- Less than none: the gauge began anew since this place was reserved.
+  if rc('HINCRBY', GAUGE[s], 'reserved', by) < 0 then rc('HSET', GAUGE[s], 'reserved', 0) end
 end
 
 -- An entry gives its place under the ceiling to others while it stays in its stream, and what that means at its end.
@@ -91,14 +95,16 @@ end
 -- Whether one more fits under the ceiling over all runs; else this run is queued, once, for a place that gets free.
 local function admitted(s)
   if CEILING[s] == 0 or places(s) < CEILING[s] then return true end
-  if rc('HSETNX', run, 'queued' .. string.sub(SLOT[s], 2), 1) == 1 then rc('RPUSH', QUEUE[s], run_id) end
+  if rc('HSETNX', run, 'queued' .. string.sub(SLOT[s], 2), 1) == 1 then
+    mended(QUEUE[s], function() return rc('RPUSH', QUEUE[s], run_id) end)
+  end
   return false
 end
 
 -- Reserves places that got free for the runs that wait longest, and wakes them.
 local function vacate(s)
   while CEILING[s] > 0 and places(s) < CEILING[s] do
-    local next_ = rc('LPOP', QUEUE[s])
+    local next_ = mended(QUEUE[s], function() return rc('LPOP', QUEUE[s]) end)
     if not next_ then return end
     reserve(s, 1)
     rc('XADD', ALARM[s], '*', 'r', next_, 'i', '', 'w', string.sub(SLOT[s], 3))
@@ -135,9 +141,13 @@ end
 
 local function held(s, did, record) return did .. LABEL[s] .. '\n' .. record end
 
--- Delivery, label and record of something held. An id has 22 characters, a label no line feed.
+-- Delivery, label and record of something held; nil for what is none. An id has 22 characters, a label no line feed.
 local function parts(element)
   local stop = string.find(element, '\n', 23, true)
+  if not stop then
+    spoiled = true
+    return nil
+  end
   return string.sub(element, 1, 22), string.sub(element, 23, stop - 1), string.sub(element, stop + 1)
 end
 
@@ -147,8 +157,11 @@ local function refill(s, hold, n)
   local free = math.min(LIMIT[s] - (n - left), MOST)
   while not closed and left > 0 and free > 0 and admitted(s) do
     local did, label, record = parts(rc('LPOP', hold))
-    enter(s, label, did, record)
-    left, free = left - 1, free - 1
+    if did then
+      enter(s, label, did, record)
+      free = free - 1
+    end
+    left = left - 1
   end
   waiting[hold] = left
 end

@@ -19,6 +19,12 @@ local function give_up_place(set, queue, alarms)
   end
 end
 
+-- Of a record that begins anew, the public stream knows how far it was.
+local function recount_public(events)
+  local last = rc('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  if last then rc('HSET', run, 'seq', string.match(last[1], '^%d+')) end
+end
+
 local WORD
 WORD = lazily({
   emit = emitting,
@@ -97,7 +103,7 @@ WORD = lazily({
       elseif not pcall(look_at_public, key_at(j + 1)) then
         unpublished = true
       end
-      if fields[4] then
+      if fields[4] and A[j + 6] ~= '0' then
         rc('SCARD', key_at(j + 6))
         rc('LLEN', key_at(j + 7))
         rc('XLEN', key_at(j + 8))
@@ -105,6 +111,7 @@ WORD = lazily({
     end,
     write = function(j)
       local retention = A[j + 9]
+      if anew and not unpublished then recount_public(key_at(j + 1)) end
       local more = rc('HMGET', run, 'seq', 'further', 'joined')
       local seq, entry = (tonumber(more[1] or 0) or 0) + 1, A[j + 12]
       -- First what needs no memory: a full Redis lets runs end.
@@ -121,7 +128,7 @@ WORD = lazily({
         rc('PEXPIRE', key_at(j + 1), retention)
       end
       if more[2] then rc('RPUSH', key_at(j + 5), run_id) end
-      if fields[4] then give_up_place(key_at(j + 6), key_at(j + 7), key_at(j + 8)) end
+      if fields[4] and A[j + 6] ~= '0' then give_up_place(key_at(j + 6), key_at(j + 7), key_at(j + 8)) end
       write_opened()
       rc('PEXPIRE', run, retention)
       rc('PEXPIRE', open, retention)
