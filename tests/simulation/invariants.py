@@ -43,6 +43,7 @@ class Invariants:
         *,
         may_idle: Callable[[str], bool],
         freed: set[str],
+        lost_data: Callable[[], bool],
         steady: Callable[[], float],
     ) -> None:
         self._server = server
@@ -50,6 +51,7 @@ class Invariants:
         self._violated = violated
         self._may_idle = may_idle
         self._freed = freed
+        self._lost_data = lost_data
         self._steady = steady
         #: When each consumer renewed its lease last, by a clock that never jumps.
         self.beats: dict[str, float] = {}
@@ -163,6 +165,11 @@ class Invariants:
             settled = touched.setdefault(one.run_id, set())
             if one.fence in ("entry", "effect", "stray"):
                 self._check_owner(one, one.consumer)
+            if one.answer == "rewound" and not self._lost_data():
+                self._violated(
+                    "D2",
+                    f"{one.run_id}: {one.delivery} was carried out before what was sent before it",
+                )
             if one.fence == "entry" and one.answer == "applied":
                 self._settled[one.stream, one.entry] += 1
                 settled.add(one.delivery)

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from stepfleet.core.commit import Answer, Commit, EffectFence, EntryFence, Word
 from stepfleet.errors import ConnectionLost
 from stepfleet.storage import run_store, scripts
-from stepfleet.storage.committer import Committer
+from stepfleet.storage.committer import Committer, Subjects
 from stepfleet.storage.keys import GROUP
 from stepfleet.storage.state import RedisPort
 from stepfleet.worker import execution, processor
@@ -227,6 +227,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a commit is not sent again after its reply was lost",
         python=[(Committer, "_answered", _gives_up(lambda commit: True))],
+    ),
+    Mutant(
+        "a commit overtakes those of its delivery that are under way",
+        python=[(Subjects, "have", lambda _: lambda self, commit: False)],
     ),
     Mutant(
         "a join that is not atomic: it releases what it read, whatever came since",

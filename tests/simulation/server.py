@@ -62,6 +62,8 @@ class _Socket(FakeSocket):
             # A server does not look at the time then; this one claims nothing after its clock went back.
             converted[3] = b"-1000000000"
         result = self._run_command(function, signature, converted, True)
+        if name == "smembers":
+            result = sorted(result)
         return self._convert_redis_result(lua_runtime, result)
 
 
@@ -90,8 +92,9 @@ class Server:
         self._socket._process_command(fields)
         responses: Any = self._socket.responses
         reply = responses.get_nowait()
+        # fakeredis answers in the order of hashes, which differs between processes.
         if fields[0] == b"SMEMBERS" and isinstance(reply, list):
-            reply.sort()  # fakeredis answers in the order of hashes, which differs between processes
+            reply.sort()
         return reply
 
     def forget_scripts(self) -> None:

@@ -7,7 +7,7 @@ import gc
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -36,6 +36,7 @@ from stepfleet.storage.run_store import Bounds
 from stepfleet.wire import decode_public
 from stepfleet.worker import heartbeat
 from stepfleet.worker.worker import Worker, WorkerOptions
+from tests.simulation.emphasis import LOSSES, POISON, emphasis_of
 from tests.simulation.invariants import Invariants, script_name
 from tests.simulation.loop import OWNER, Process, SimLoop
 from tests.simulation.network import FAIR, Network, Weather, fleet, in_a_thread
@@ -49,23 +50,20 @@ from tests.simulation.workload import (
     Ledger,
     Note,
     RunPlan,
+    innocent_run,
     mill,
     random_run,
     width_of,
 )
 
-SWEEP = 1.0
 #: Seconds for which ended runs are kept.
 RETENTION = 600.0
 #: Seconds by which Redis' clock is wrong at most.
 FURTHEST = 20.0
 #: Seconds after the last fault in which every run has to end.
 PATIENCE = 240.0
-#: Part of the seeds in which a job kills its workers, and how many it may kill.
-POISONED = 0.35
+#: How many workers a job may kill.
 MAX_DELIVERIES = 3
-#: Part of the seeds in which Redis loses the last seconds of its data.
-LOSSY = 0.15
 #: Leases for which a step may block its loop: fewer than in life, as a simulation is shorter.
 STALL = 3
 #: Weight from which on a second call goes while one is under way: as fewer are ready at a time than in life.
@@ -137,19 +135,26 @@ class Simulation:
             self._violated,
             may_idle=self._may_idle,
             freed=self.ledger.freed,
+            lost_data=lambda: self.ledger.lost_data,
             steady=self.loop.time,
         )
         self.server.before = self.invariants.before
         self.server.after = self.invariants.after
-        self.until = chosen.uniform(3, 25)
+        self.emphasis = emphasis_of(seed)
+        self.until = chosen.uniform(*self.emphasis.lasts)
         self.runs = [
             random_run(chosen, number, self.until * 0.7)
             for number in range(chosen.choice((1, 2, 3, 4)))
         ]
-        self.is_lossy = self._faulty and self._part("loss").random() < LOSSY
+        self.is_lossy = self._faulty and self.emphasis is LOSSES
+        self.is_poisoned = self._faulty and self.emphasis is POISON
         if self.is_lossy:
             self.runs = [plan.lossy(has_ceiling=limits[2] > 0) for plan in self.runs]
-        self.is_poisoned = not self.is_lossy and self._poison(self._part("poison"))
+        if self.is_poisoned:
+            self._poison(self._part("poison"))
+        if self._faulty and self.emphasis.words:
+            chance = self._part("words")
+            self.runs = [plan.busier(chance, self.emphasis.words) for plan in self.runs]
         self.workers: list[tuple[Process, Worker | None]] = []
         self.processes = 0
         #: What the clients saw: (process, run) -> the result or its error, and the public events.
@@ -161,19 +166,12 @@ class Simulation:
         self._stopping: set[str] = set()
         self._clients: list[Process] = []
 
-    def _poison(self, chosen: Random) -> bool:
-        """Makes a job of a run one that kills its workers, now and then: then nothing else kills them."""
-        candidates = [
-            number
-            for number, plan in enumerate(self.runs)
-            if plan.is_resumable and plan.cancelled is None and not plan.fails
-        ]
-        if not self._faulty or not candidates or chosen.random() > POISONED:
-            return False
-        number = chosen.choice(candidates)
-        self.runs[number] = self.runs[number].poisoned(chosen)
+    def _poison(self, chosen: Random) -> None:
+        """Makes a job of a run one that kills its workers; another run has innocent ones beside it."""
+        number = chosen.randrange(len(self.runs))
+        poisoned = self.runs[number] = self.runs[number].poisoned(chosen)
+        self.runs.append(innocent_run(chosen, len(self.runs), poisoned.starts))
         self.ledger.crash = self._crash
-        return True
 
     def _part(self, name: str) -> Random:
         """Returns chance of its own for a part, so that one part's draws do not move another's."""
@@ -272,8 +270,10 @@ class Simulation:
 
     async def _story(self) -> None:
         chosen = self._random
-        for _ in range(chosen.choice((1, 2, 3)) if self._faulty else 2):
+        for _ in range(chosen.choice(self.emphasis.workers) if self._faulty else 2):
             self.start_worker()
+            # Not all at once: they would renew their leases in the same moments for ever.
+            await asyncio.sleep(chosen.uniform(0, LEASE / 3))
         clients = chosen.choice((1, 2)) if self._faulty else 1
         for number in range(clients):
             self._start_client(number)
@@ -288,7 +288,7 @@ class Simulation:
         """Lets the workers settle what is left and stops them; then the retention passes."""
         # Behind a jump back of Redis' clock the leases of the dead last longer by as much.
         longer = FURTHEST if self.ledger.clock_jumped else 0
-        await asyncio.sleep(LEASE + 3 * SWEEP + 6 + longer)
+        await asyncio.sleep(LEASE + 3 * self.emphasis.sweep + 6 + longer)
         self.invariants.check_rest()
         for process, made in self._working():
             self._stop(process, made)
@@ -308,7 +308,7 @@ class Simulation:
         self.processes += 1
         process = self.loop.process(f"worker{self.processes}")
         chance = self._part(process.name)
-        concurrency = chance.choice((1, 2, 5, 20))
+        concurrency = chance.choice(self.emphasis.places)
         made: list[Worker] = []
         self._live_workers[process.name] = process, made
         self.loop.spawn(process, self._work(process, chance, concurrency, made), "worker")
@@ -319,7 +319,7 @@ class Simulation:
         options = WorkerOptions(
             concurrency=concurrency,
             lease=timedelta(seconds=LEASE),
-            sweep=timedelta(seconds=SWEEP),
+            sweep=timedelta(seconds=self.emphasis.sweep),
             max_deliveries=MAX_DELIVERIES if self.is_poisoned else 1_000_000,
             drain_timeout=timedelta(seconds=1.5),
         )
@@ -525,21 +525,21 @@ class Simulation:
 
     async def _storm(self) -> None:
         """Lets things go wrong for a while, then heals everything."""
-        chosen = self._part("storm")
-        tasks = [] if self.is_poisoned else [asyncio.create_task(self._weather(chosen))]
-        kinds = (
-            *(self._pauses, self._kills, self._partitions, self._outages, self._drains),
-            *(self._blocks, self._jumps),
-        )
-        if self.is_poisoned:
-            kinds = (self._drains,)
-        if self.is_lossy:
-            tasks.append(asyncio.create_task(self._losses(self._part("losses"))))
-        tasks += [
-            asyncio.create_task(kind(self._part(kind.__name__)))
-            for kind in kinds
-            if chosen.random() < 0.5
-        ]
+        chosen, emphasis = self._part("storm"), self.emphasis
+        kinds: dict[str, Callable[[Random], Coroutine[Any, Any, None]]] = {
+            "pauses": self._pauses,
+            "kills": self._kills,
+            "partitions": self._partitions,
+            "outages": self._outages,
+            "drains": self._drains,
+            "blocks": self._blocks,
+            "jumps": self._jumps,
+            "losses": self._losses,
+        }
+        names = [*emphasis.does, *(name for name in emphasis.may if chosen.random() < 0.5)]
+        tasks = [asyncio.create_task(kinds[name](self._part(f"_{name}"))) for name in names]
+        if emphasis.weather is not None:
+            tasks.append(asyncio.create_task(self._weather(chosen, emphasis.weather)))
         await asyncio.sleep(self.until)
         for task in tasks:
             task.cancel()
@@ -566,15 +566,12 @@ class Simulation:
         self.faults[kind] += 1
         self.note(f"{kind}: {text}")
 
-    async def _weather(self, chosen: Random) -> None:
+    async def _weather(self, chosen: Random, some: Callable[[Random], Weather]) -> None:
         while True:
             await asyncio.sleep(chosen.expovariate(0.3))
-            odds = [
-                chosen.choice((0.0, 0.0, 0.01, 0.05, 0.2)) if chosen.random() < 0.5 else 0.0
-                for _ in range(5)
-            ]
-            self.network.weather = Weather(*odds) if any(odds) else FAIR
-            self._fault("weather", str(odds))
+            weather = some(chosen)
+            self.network.weather = FAIR if weather == FAIR else weather
+            self._fault("weather", str(self.network.weather))
 
     async def _pauses(self, chosen: Random) -> None:
         while True:
@@ -638,7 +635,7 @@ class Simulation:
     async def _jumps(self, chosen: Random) -> None:
         """Clocks jump, Redis' own and those of hosts."""
         while True:
-            await asyncio.sleep(chosen.expovariate(0.25))
+            await asyncio.sleep(chosen.expovariate(0.25 * self.emphasis.often))
             if chosen.random() < 0.5:
                 host = chosen.choice(sorted(self.network.skews_ms))
                 self.network.skews_ms[host] = chosen.randint(-3_600_000, 3_600_000)
@@ -648,6 +645,8 @@ class Simulation:
             self.server.ahead = chosen.choice((0.0, 0.3, LEASE + 1, FURTHEST / 2))
             self.server.ahead *= chosen.choice((-1, 1))
             self._fault("jump", f"Redis' clock is {self.server.ahead} s off")
+            # Whoever renews its lease sees each jump: of two in between it sees the sum.
+            await asyncio.sleep(LEASE / heartbeat.BEATS + 0.1)
 
     async def _losses(self, chosen: Random) -> None:
         """Redis dies and comes back with the data that it had up to two seconds before."""
@@ -833,6 +832,7 @@ class Simulation:
         if written != plan.stored():
             self._violated("D2", f"{plan.run_id}: stored {written}, should be {plan.stored()}")
         count = stored.get("count", 0)
+        self._check_versions(plan.run_id, record._values)
         done, begun = self.ledger.edits_done[plan.run_id], self.ledger.edits_begun[plan.run_id]
         if not done <= count <= begun:
             self._violated("D2", f"{plan.run_id}: {count} edits, {done} of {begun} returned")
@@ -857,6 +857,13 @@ class Simulation:
             self._violated("D2", f"{plan.run_id}: published {notes}, should be {expected}")
         if retracted:
             self._violated("D2", f"{plan.run_id}: retracted {retracted}, all was repeated")
+
+    def _check_versions(self, run_id: str, stored: dict[bytes, bytes]) -> None:
+        """Versions count what was written to a store: no write was applied twice."""
+        last = max((int(value.partition(b":")[0]) for value in stored.values()), default=0)
+        begun = self.ledger.writes_begun[run_id]
+        if last > begun:
+            self._violated("D2", f"{run_id}: {last} writes to its store, {begun} began")
 
     def _report(self) -> Report:
         executed = Counter((run, key, n) for _, _, run, _, key, n in self.ledger.executions)

@@ -130,6 +130,8 @@ class Ledger:
     #: Edits of a run that began, and those that returned.
     edits_begun: Counter[str] = field(default_factory=Counter)
     edits_done: Counter[str] = field(default_factory=Counter)
+    #: Writes of a run's store that began, those of edits too.
+    writes_begun: Counter[str] = field(default_factory=Counter)
     #: Edits of a run that lost their lock, because their process stood still for longer than its lease.
     lost_locks: Counter[str] = field(default_factory=Counter)
     #: Redis lost data: a step whose delivery is gone with it may still run, on what was there before.
@@ -177,11 +179,11 @@ async def _carry_out(ctx: Context[Any], ev: Job, attempt: int, flow: Workflow) -
             case "edit":
                 await _edit(ctx)
             case "set":
-                await ctx.store.set(f"job{ev.number}-{argument}", ev.round)
+                await _set(ctx, f"job{ev.number}-{argument}", ev.round)
             case "ask" | "late":
                 answers.append(await _wait(ctx, ev, word, argument))
             case "poison":
-                await _crash()
+                await _crash(argument)
             case "child":
                 await _call(ctx, flow, argument)
             case _:
@@ -189,11 +191,13 @@ async def _carry_out(ctx: Context[Any], ev: Job, attempt: int, flow: Workflow) -
     return answers
 
 
-async def _crash() -> None:
-    """Kills whatever runs it, until it is mended."""
-    crash = LEDGER.get().crash
-    if crash is not None:
-        crash()
+async def _crash(seconds: float) -> None:
+    """Kills whatever runs it after a while, until it is mended."""
+    ledger = LEDGER.get()
+    if ledger.crash is not None:
+        await asyncio.sleep(seconds)
+    if ledger.crash is not None:
+        ledger.crash()
         await asyncio.get_running_loop().create_future()
 
 
@@ -227,9 +231,15 @@ def keys_of(job: int, word: str, argument: Any) -> list[str]:
     return [f"{job}.{argument}.{part}" for part in range(parts)]
 
 
+async def _set(ctx: Context[Any], name: str, value: Any) -> None:
+    LEDGER.get().writes_begun[ctx.run_id] += 1
+    await ctx.store.set(name, value)
+
+
 async def _edit(ctx: Context[Any]) -> None:
     ledger, execution = LEDGER.get(), cast(Any, ctx._step)
     ledger.edits_begun[ctx.run_id] += 1
+    ledger.writes_begun[ctx.run_id] += 1
     now = asyncio.get_running_loop().time
     began = now()
     try:
@@ -268,7 +278,7 @@ def mill(slots: int, join_slots: int, ceiling: int) -> type[Workflow]:  # noqa: 
         @step
         async def split(self, ctx: Context, ev: Begin) -> Job | Side | None:
             _begun(ctx, "split")
-            await ctx.store.set("begin", ev)
+            await _set(ctx, "begin", ev)
             for number, ops in enumerate(ev.jobs):
                 ctx.send_event(Job(round=1, width=width_of(ev, 1), number=number, ops=ops))
             if ev.lingers:
@@ -358,7 +368,7 @@ async def _joined(
         for key in (event.key.removeprefix(PAIR).split("+"))
     )
     if round_ < begin.rounds:
-        await ctx.store.set(f"result{round_}", [done, sides])
+        await _set(ctx, f"result{round_}", [done, sides])
         return Again(round=round_ + 1)
     earlier = [await ctx.store.get(f"result{number}") for number in range(1, round_)]
     rounds = [[[list(one) for one in part[0]], part[1]] for part in [*earlier, [done, sides]]]
@@ -413,16 +423,35 @@ class RunPlan:
         return endings
 
     def poisoned(self, random: Random) -> RunPlan:
-        """Returns this run with a job that kills whatever runs it."""
-        jobs = [list(ops) for ops in self.begin.jobs]
-        ops = random.choice(jobs)
+        """Returns this run with a job that kills whatever runs it, and no other end."""
+        plain = self._without({"ask"})
+        jobs = [list(ops) for ops in plain.begin.jobs]
+        ops = random.choice((jobs[0], random.choice(jobs)))
         # What is sent before it is sent again by the continuation, so nothing is.
         first = [at for at, (word, _) in enumerate(ops) if word in ("side", "parts", "list")]
-        ops.insert(random.randint(0, min(first, default=len(ops))), ["poison", 0])
+        at = random.choice((0, random.randint(0, min(first, default=len(ops)))))
+        ops.insert(at, ["poison", random.choice((0.0, 0.3, 0.5, 1.0))])
         # Innocent ones, which are under way when it kills.
         jobs += [[["sleep", 1.0]] for _ in range(3)]
-        begin = self.begin.model_copy(update={"jobs": jobs})
-        return replace(self, begin=begin, is_poisoned=True)
+        begin = plain.begin.model_copy(update={"jobs": jobs})
+        return replace(plain, begin=begin, is_poisoned=True)
+
+    def busier(self, random: Random, words: tuple[str, ...]) -> RunPlan:
+        """Returns this run with these words, one behind the other, in each of its jobs."""
+        jobs = [list(ops) for ops in self.begin.jobs]
+        for ops in jobs:
+            at = random.randint(0, len(ops))
+            ops[at:at] = [_op(random, word, number) for number, word in enumerate(words, 50)]
+        return replace(self, begin=self.begin.model_copy(update={"jobs": jobs}))
+
+    def _without(self, words: set[str]) -> RunPlan:
+        """Returns this run without some words, failures for good, a deadline and what clients send."""
+        jobs = [
+            [op for op in ops if op[0] not in words and op != ["fail", ATTEMPTS]]
+            for ops in self.begin.jobs
+        ]
+        begin = self.begin.model_copy(update={"jobs": jobs, "extras": 0})
+        return replace(self, begin=begin, timeout=None, cancelled=None)
 
     def lossy(self, *, has_ceiling: bool) -> RunPlan:
         """Returns this run without what nobody repeats when Redis has lost it.
@@ -431,21 +460,16 @@ class RunPlan:
         place under a ceiling that a step lent to the run which it awaits. A step that does several things
         dwells between them, so that Redis loses some of them and not the others.
         """
-        without = {"ask", "edit"} | ({"child"} if has_ceiling else set())
-        jobs = [
-            [op for op in ops if op[0] not in without and op != ["fail", ATTEMPTS]]
-            for ops in self.begin.jobs
-        ]
+        plain = self._without({"ask", "edit"} | ({"child"} if has_ceiling else set()))
         dwell = ["sleep", DWELL]
         jobs = [
             [
                 *DWELLING,
                 *(part for op in ops for part in ((op,) if op[0] == "sleep" else (op, dwell))),
             ]
-            for ops in jobs
+            for ops in plain.begin.jobs
         ]
-        begin = self.begin.model_copy(update={"jobs": jobs, "extras": 0})
-        return replace(self, begin=begin, timeout=None, cancelled=None)
+        return replace(plain, begin=plain.begin.model_copy(update={"jobs": jobs}))
 
     def result_fits(self, result: Any, sent: defaultdict[tuple[str, str], set[str]]) -> bool:
         """Tells whether the result of a run that completed is what its program says."""
@@ -534,11 +558,34 @@ def random_run(random: Random, number: int, until: float) -> RunPlan:
     )
 
 
+def innocent_run(random: Random, number: int, starts: float) -> RunPlan:
+    """Returns a run whose jobs are under way for a while, from about a virtual second on."""
+    jobs = [[["sleep", round(random.uniform(0.5, 3), 3)]] for _ in range(4)]
+    return RunPlan(
+        run_id=f"run{number}",
+        begin=Begin(jobs=jobs),
+        starts=starts + random.uniform(0, 0.2),
+        timeout=None,
+        cancelled=None,
+        is_answered=True,
+    )
+
+
 #: What a job does, each as likely as it is often here.
 WORDS: Final = (
     *("sleep", "sleep", "publish", "edit", "edit"),
     *("set", "ask", "late", "child"),
 )
+
+
+def _op(random: Random, word: str, number: int) -> list[Any]:
+    match word:
+        case "sleep":
+            return [word, round(random.uniform(1, 4), 3)]
+        case "nap":
+            return ["sleep", round(random.uniform(0.001, 0.03), 4)]
+        case _:
+            return [word, number]
 
 
 def _program(random: Random) -> list[list[Any]]:
