@@ -192,7 +192,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "no owner fence: whoever has an entry's id may commit for it",
         lua=[
             (
-                "fences",
+                "batch",
                 "rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer)",
                 "rc('XPENDING', STREAM[s], group, entry, entry, 1)",
             )
@@ -200,14 +200,17 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "no fence at all: a commit that is sent again is applied again",
-        lua=[("fences", "if not mine(A[j] + 0, A[j + 1]) then return 'gone' end", "")],
+        lua=[
+            ("fences", "if not mine(A[j] + 0, A[j + 1]) then return 'gone' end", ""),
+            ("plain", "if not mine(s, entry) then return 'gone' end", ""),
+        ],
     ),
     Mutant(
         "acknowledged outside of the script, behind the commit",
         lua=[
-            ("fences", "rc('XACK', STREAM[s], group, entry)\n", "\n"),
+            ("batch", "rc('XACK', STREAM[s], group, entry)\n", "\n"),
             (
-                "fences",
+                "batch",
                 "if list then list[#list + 1] = entry else deletions[STREAM[s]] = { entry } end",
                 "",
             ),
@@ -256,7 +259,12 @@ MUTANTS: tuple[Mutant, ...] = (
                 "fences",
                 "local n = whole(fields[8]) - 1",
                 "local n = whole(fields[8])",
-            )
+            ),
+            (
+                "plain",
+                "n, deliveries = whole(n), whole(deliveries)",
+                "n, deliveries = whole(n) + 1, whole(deliveries)",
+            ),
         ],
     ),
     Mutant(
@@ -266,7 +274,8 @@ MUTANTS: tuple[Mutant, ...] = (
                 "slots",
                 "local free = (queue or closed) and 0 or math.min(LIMIT[s] - n + k, MOST)",
                 "local free = MOST",
-            )
+            ),
+            ("plain", "others >= LIMIT[next_] or ", ""),
         ],
     ),
     Mutant(
@@ -277,12 +286,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "the conflict is checked before the fence",
         lua=[
             (
-                "commit",
+                "apply",
                 "  local refusal = fence.prove(at)\n  if refusal then return refusal end\n",
                 "  local refusal\n",
             ),
             (
-                "commit",
+                "apply",
                 "  fence.check(at)\n",
                 "  refusal = fence.prove(at)\n  if refusal then return refusal end\n  fence.check(at)\n",
             ),
@@ -296,7 +305,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "effects of a step are carried out behind the end of its run",
         lua=[
             (
-                "commit",
+                "apply",
                 "return fields[1] == 'running'",
                 "return fields[1] == 'running' or fields[1] and kind == 'effect'",
             )
@@ -306,10 +315,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "an ended run can end once more",
         lua=[
             (
-                "commit",
+                "apply",
                 "return fields[1] == 'running'",
                 "return fields[1] == 'running' or fields[1] and kind == 'entry'",
-            )
+            ),
+            ("plain", "if status ~= 'running' or", "if not status or"),
         ],
     ),
     Mutant("an edit does not free its lock", python=[(RedisPort, "save", _never_saves_unlocked)]),

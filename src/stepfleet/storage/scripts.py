@@ -12,8 +12,8 @@ from typing import Final
 #: last.
 PARTS: Final = {
     "commit": (
-        *("prelude", "gather", "batch", "slots", "fences", "expectations"),
-        *("emits", "scopes", "further_words", "words", "commit"),
+        *("prelude", "batch", "plain", "gather", "at_hand", "slots", "fences", "expectations"),
+        *("emits", "scopes", "further_words", "words", "apply", "commit"),
     ),
     "beat": ("prelude", "beat"),
     "read": ("prelude", "read"),
@@ -26,10 +26,17 @@ PARTS: Final = {
     "erase": ("prelude", "erase"),
 }
 
-#: Script -> the part from which on its parts are a function inside of the script. For every name of its own
-#: function that a new one refers to, Lua goes through a list of all such names; those from outside are at hand:
-#: 17 us instead of 31 for a call of `commit` before its first commit. A function can refer to 60 of these.
-INSIDE: Final = {"commit": "slots"}
+#: Script -> part -> lines in front of it. What `commit` needs for commits that are not plain is a function, so
+#: that Lua makes its functions only then. For every name of its own function that a new one refers to, Lua
+#: goes through a list of all such names; those from outside are at hand (17 us instead of 31 for what is
+#: made), so most of them are in a function inside of that one. A function can refer to 60 of these.
+_IN_FRONT: Final = {
+    "commit": {
+        "gather": "local function interpreter()\n",
+        "slots": "return (function()\n",
+        "commit": "end)()\nend\n",
+    }
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +52,11 @@ class Script:
 def script(name: str) -> Script:
     """Return the script with this name, assembled from its parts."""
     folder = files("stepfleet.storage") / "lua"
-    texts: list[str] = []
-    for part in PARTS[name]:
-        if part == INSIDE.get(name):
-            texts.append("return (function()\n")
-        texts.append((folder / f"{part}.lua").read_text(encoding="utf-8"))
-    if name in INSIDE:
-        texts.append("end)()\n")
+    lines = _IN_FRONT.get(name, {})
+    texts = [
+        lines.get(part, "") + (folder / f"{part}.lua").read_text(encoding="utf-8")
+        for part in PARTS[name]
+    ]
     source = "\n".join(texts)
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name=name, source=source, sha=sha)

@@ -7,10 +7,6 @@
 -- settled; counts: what it adds is new; bounded(j): it is refused when its run has had
 -- too many deliveries. j is where its arguments begin.
 
-local function mine(s, entry)
-  return #rc('XPENDING', STREAM[s], group, entry, entry, 1, consumer) > 0
-end
-
 local function mine_or_gone(j)
   if not mine(A[j] + 0, A[j + 1]) then return 'gone' end
 end
@@ -18,9 +14,7 @@ end
 local function acknowledge(s, entry)
   occupy(s, -1)
   return_place(s, entry)
-  rc('XACK', STREAM[s], group, entry)
-  local list = deletions[STREAM[s]]
-  if list then list[#list + 1] = entry else deletions[STREAM[s]] = { entry } end
+  drop_entry(s, entry)
   vacate(s)
 end
 

@@ -3,10 +3,6 @@
 -- word -> size: number of its arguments (with n, each: see `after`); check(j): reads every key of the run that it will
 -- write, so that a wrong type shows before anything is written; write(j). j is where its arguments begin.
 
--- An end's entry of up to this many bytes goes with its announcement, which saves whoever waits a read: 0.67 commands
--- per step of a three-step chain. Every program that waits for any run gets it, so it is short.
-local SHORT = 512
-
 -- This run leaves the set of places or the queue for them; whoever waits longest gets what is free, and an alarm.
 local function give_up_place(set, queue, alarms)
   if rc('SREM', set, run_id) == 0 then rc('LREM', queue, 1, (rc('HGET', run, 'limit') or '') .. ' ' .. run_id) end
@@ -81,15 +77,7 @@ WORD = lazily({
     end,
     write = function(j)
       -- The record of a run that is being made was written just now.
-      local armed = fields[2] or (not fields[1] and rc('HGET', run, 'deadline'))
-      if not armed then return end
-      local unarmed = string.match(armed, '^%?(%d+)$')
-      local budget = unarmed or rc('HGET', run, 'timeout')
-      local deadline = now_ms() - A[j + 1] + budget
-      if unarmed or deadline < armed + 0 then
-        rc('HSET', run, 'deadline', deadline)
-        rc('ZADD', key_at(j), deadline, run_id)
-      end
+      arm(run, run_id, key_at(j), A[j + 1], fields[2] or (not fields[1] and rc('HGET', run, 'deadline')))
     end,
   } end,
   -- status, events, live, ended, ends, tidy, set and queue of places, stream for the alarms of the queue (0: not
@@ -113,17 +101,8 @@ WORD = lazily({
       local retention = A[j + 9]
       if anew and not unpublished then recount_public(key_at(j + 1)) end
       local more = rc('HMGET', run, 'seq', 'further', 'joined')
-      local seq, entry = (tonumber(more[1] or 0) or 0) + 1, A[j + 12]
-      -- First what needs no memory: a full Redis lets runs end.
-      rc('ZREM', key_at(j + 2), run_id)
-      rc('HSET', run, 'status', A[j], 'ended', now_ms(), 'parks', A[j + 11], 'entry', entry,
-        unpack(A, j + 14, j + 13 + A[j + 13]))
-      rc('ZADD', key_at(j + 3), now_ms(), run_id)
-      local told = { 'r', run_id, 's', A[j] }
-      if #entry <= SHORT then told = { 'r', run_id, 's', A[j], 'q', seq, 'e', entry } end
-      if more[3] then told[#told + 1], told[#told + 2] = 'j', 1 end
-      rc('XADD', key_at(j + 4), 'MAXLEN', '~', A[j + 10], '*', unpack(told))
-      if more[1] and not unpublished then publish(key_at(j + 1), '1000000', entry) end
+      close_run(j, run, run_id, (tonumber(more[1] or 0) or 0) + 1, more[3])
+      if more[1] and not unpublished then publish(key_at(j + 1), '1000000', A[j + 12]) end
       if more[1] or unpublished then
         rc('PEXPIRE', key_at(j + 1), retention)
       end
