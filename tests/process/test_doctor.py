@@ -169,10 +169,26 @@ def unreadable(raw: Raw) -> None:
             ),
         ),
         (old, ("warning", "queues", "the oldest for 2m", "start more workers")),
-        (stuck, ("error", "queues", "belong to h:9:z, which has no lease", "start one")),
+        (
+            stuck,
+            (
+                "error",
+                "queues",
+                "1 delivery of {default:0}:s:Flow:Event:one, taken by h:9:z, which has no lease",
+                "start one",
+            ),
+        ),
         (dead, ("warning", "queues", "1 dead letter", "`stepfleet dead list`")),
         (orphan, ("error", "keys", "{default:0}:run:gone:store", "UNLINK")),
-        (strange, ("error", "keys", "should be streams", "something else writes")),
+        (
+            strange,
+            (
+                "error",
+                "keys",
+                "keys of a wrong type: {default:0}:s:Flow:Event:one (string instead of stream)",
+                "something else writes",
+            ),
+        ),
         (damaged, ("error", "keys", "run bad is damaged", "`stepfleet runs delete bad`")),
         (
             unreadable,
@@ -200,6 +216,34 @@ async def test_an_illness_is_found_with_its_cure(
     assert (ill.level, ill.about) == (level, about)
     assert text in ill.text
     assert cure in ill.cure
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        *(("timers", "zset"), ("live", "zset"), ("ends", "stream"), ("tidy", "list")),
+        *(("wf:Flow", "hash"), ("lim:Flow:one", "hash"), ("lim:Flow:one:queue", "list")),
+        *(("runs:Flow", "set"), ("runs:Flow:queue", "list"), ("s:Flow:__sys", "stream")),
+    ],
+)
+async def test_a_shared_key_of_a_wrong_type_is_found(
+    server: RedisServer, raw: Raw, key: str, kind: str
+) -> None:
+    worker(raw)
+    raw.set(f"{{default:0}}:{key}", "x")
+    assert [one.text for one in await found(server, "error")] == [
+        f"keys of a wrong type: {{default:0}}:{key} (string instead of {kind})"
+    ]
+
+
+async def test_what_cannot_be_looked_at_for_a_wrong_type_says_where_to_look(
+    server: RedisServer, raw: Raw
+) -> None:
+    raw.set("{default:0}:workers", "x")
+    parts = [one for one in await found(server, "warning") if one.about in ("workers", "queues")]
+    assert [one.cure for one in parts] == ["see below which keys are of a wrong type"] * 2
+    (wrong,) = await found(server, "error")
+    assert wrong.text == "keys of a wrong type: {default:0}:workers (string instead of hash)"
 
 
 async def test_a_snapshot_that_failed_is_found(server: RedisServer, raw: Raw) -> None:

@@ -20,7 +20,7 @@ from stepfleet import Client
 from stepfleet.cli.acl import ROLES, user
 from stepfleet.cli.exits import CRASHED, OK, UNAVAILABLE
 from stepfleet.cli.operator import commands
-from stepfleet.errors import DeadLettered, RunNotFound
+from stepfleet.errors import DeadLettered, DecodeError, RunNotFound, StoreRefused
 from tests.support.programs import OPERATOR, PATIENCE, WORKER, Program
 from tests.support.servers import RedisServer, available_binaries, free_port
 from tests.support.wait import wait_until
@@ -204,8 +204,7 @@ def test_why_names_the_event_that_a_human_owes(
     says(
         operator,
         "why Human",
-        "Step ask waits for 59m",
-        "for an event of type HumanResponseEvent (waiter approval)",
+        "Step ask waits for an event of type HumanResponseEvent (waiter approval), for 59m",
     )
 
 
@@ -248,6 +247,7 @@ def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_requ
         "it has failed in step kill with DeadLettered: ",
         "is a dead letter",
         "died 3 times",
+        "`stepfleet dead requeue ",
     )
     (letter,) = rows_of(operator("dead list --json"))
     assert (letter["run"], letter["workflow"], letter["step"]) == ("deadly", "Deadly", "kill")
@@ -259,6 +259,7 @@ def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_requ
     start_worker("tests.support.operated:DEADLY", MENDED=1)
     assert ended(server, "deadly~1") == "mended"
     says(operator, "runs show deadly", "deadly~1")
+    says(operator, "why deadly", "It goes on as deadly~1: `stepfleet why deadly~1`.")
 
 
 def test_a_dead_letter_can_be_dropped_and_one_that_nobody_can_read_is_shown(
@@ -308,10 +309,11 @@ def test_runs_are_listed_shown_followed_cancelled_and_deleted(
     refused = operator("runs delete Human -y")
     assert (refused.return_value, refused.stderr) == (
         CRASHED,
-        "Human: is running: cancel it first\n",
+        "Human: is running: `stepfleet runs cancel Human` first\n",
     )
     assert operator("runs cancel Human -y").output == "Human: cancelled\n"
     assert operator("runs cancel Human -y").output == "Human: has already ended (cancelled)\n"
+    says(operator, "why Human", "`stepfleet runs resume Human` goes on from what was pending.")
     again = rows_of(operator("runs cancel Human -y --json"))
     assert again == [{"run": "Human", "done": False, "status": "cancelled"}]
     with redis.Redis(port=server.port) as raw:
@@ -344,7 +346,10 @@ def test_a_run_that_is_not_there_and_a_redis_that_is_away_are_one_line_on_stderr
 ) -> None:
     asked = Program(OPERATOR, "why", "nobody", folder=tmp_path, STEPFLEET_REDIS_URL=server.url)
     assert asked.code() == CRASHED
-    assert asked.err == "stepfleet: no run 'nobody' is recorded in namespace default\n"
+    assert asked.err == (
+        "stepfleet: no run 'nobody' is recorded in namespace default: it was never started here, or its "
+        "retention has passed\n"
+    )
     away = f"redis://:geheim@127.0.0.1:{free_port()}"
     unheard = Program(OPERATOR, "runs", "list", folder=tmp_path, STEPFLEET_REDIS_URL=away)
     assert unheard.code() == UNAVAILABLE
@@ -354,6 +359,30 @@ def test_a_run_that_is_not_there_and_a_redis_that_is_away_are_one_line_on_stderr
         "start that server, or name another one by --redis-url or STEPFLEET_REDIS_URL"
         in unheard.err
     )
+
+
+def test_a_damaged_run_is_said_with_its_cure(server: RedisServer, operator: Operator) -> None:
+    cure = "`stepfleet doctor` names what is wrong, `stepfleet runs delete bad` removes the run"
+    with redis.Redis(port=server.port) as raw:
+        raw.set("{default:0}:run:bad", "x")
+        said = f"The record of the run cannot be read: {cure}.\n"
+        assert operator("why bad").output == said
+        raw.delete("{default:0}:run:bad")
+        raw.hset("{default:0}:run:bad", mapping={"status": "running", "workflow": "Quick"})
+        raw.set("{default:0}:run:bad:open", "x")
+    failure = operator("why bad").exception
+    assert isinstance(failure, DecodeError)
+    assert str(failure).startswith("a key has a wrong type: `stepfleet doctor` names what is dam")
+
+
+def test_a_wrong_password_is_one_error_of_the_doctor(
+    server: RedisServer, operator: Operator
+) -> None:
+    url = f"redis://nobody:hush@127.0.0.1:{server.port}"
+    result = operator(f"doctor --redis-url {url}")
+    assert result.output == ""
+    assert isinstance(result.exception, StoreRefused)
+    assert "refuses: invalid username-password pair" in str(result.exception)
 
 
 # -- the fleet ---------------------------------------------------------------------------------------

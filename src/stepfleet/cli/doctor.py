@@ -33,7 +33,8 @@ _CURES: Final = {
     "replica": "use the URL of its primary: workers refuse to start on this one",
     "could not be checked": "let this user call INFO, or look at the server's configuration",
     "maxmemory-policy": "CONFIG SET maxmemory-policy noeviction, and the same in its configuration file",
-    "appendonly": "appendonly yes, appendfsync everysec",
+    "appendonly": "CONFIG SET appendonly yes, and in its configuration file appendonly yes and "
+    "appendfsync everysec",
 }
 
 
@@ -72,6 +73,8 @@ async def doctor(reach: Reach, *, as_json: bool, watch: float | None) -> int:
     """Look at server, workers, queues and keys; exits with 1 when something is wrong."""
     worst = OK
     async with reach.inspector() as inspector:
+        # One error instead of one for each part.
+        await inspector.link.call("PING")
 
         async def render() -> None:
             nonlocal worst
@@ -99,6 +102,8 @@ async def findings(inspector: Inspector, shown_url: str) -> AsyncGenerator[Findi
         except StoreRefused as error:
             about = part.__name__.removeprefix("_")
             cure = "give this user the rights of `stepfleet acl --role operator`"
+            if "WRONGTYPE" in str(error):
+                cure = "see below which keys are of a wrong type"
             yield Finding("warning", about, f"could not be looked at: {error}", cure)
 
 
@@ -230,7 +235,7 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
                 f"{waiting} {queue.event_type} wait for {name}, which no live worker serves",
                 f"start a workflow-worker with {queue.workflow}"
                 + (
-                    ", in the code that those runs began with"
+                    ", in the code that those runs began with, or without --steps and --exclude-steps"
                     if any(row.has(queue.workflow) for row in rows)
                     else ""
                 ),
@@ -249,7 +254,7 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
         yield Finding(
             "error",
             "queues",
-            f"{stuck.deliveries} deliveries of {stuck.stream} belong to {stuck.consumer}, which has no lease",
+            f"{_deliveries(stuck.deliveries)} of {stuck.stream}, taken by {stuck.consumer}, which has no lease",
             "a live worker of that workflow takes them over within two leases: start one",
         )
     dead = 0
@@ -260,6 +265,10 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
         yield Finding("warning", "queues", count, "`stepfleet dead list` has it all")
     if fine:
         yield Finding("ok", "queues", "everything that waits is served")
+
+
+def _deliveries(count: int) -> str:
+    return "1 delivery" if count == 1 else f"{count} deliveries"
 
 
 async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
@@ -292,8 +301,9 @@ async def _keys(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
         yield Finding(
             "error",
             "keys",
-            f"these should be streams: {', '.join(wrong[:NAMED])}",
-            "something else writes under this namespace: give it another one",
+            f"keys of a wrong type: {', '.join(wrong[:NAMED])}",
+            "UNLINK them: workers make them anew, without what they held; something else writes under this "
+            "namespace: give it another one",
         )
     if not orphans and not wrong and not damaged and not unreadable:
         yield Finding("ok", "keys", "no orphans, nothing damaged")

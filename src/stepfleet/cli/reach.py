@@ -15,10 +15,11 @@ import click
 from stepfleet.address import mask_url
 from stepfleet.cli.probe import refused, unanswered
 from stepfleet.connect import Client, fleet_of, resolve_url
-from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.errors import ConnectionLost, DecodeError, RunNotFound, StoreRefused
 from stepfleet.settings import Settings
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.inspector import Inspector
+from stepfleet.storage.reader import RunRecord
 
 P = ParamSpec("P")
 
@@ -71,6 +72,10 @@ def reaches_fleet(
             except ConnectionLost as error:
                 raise unanswered(error, url=reach.shown_url) from error
             except StoreRefused as error:
+                if "WRONGTYPE" in str(error):
+                    raise DecodeError(
+                        "a key has a wrong type: `stepfleet doctor` names what is damaged, and its cure"
+                    ) from error
                 raise refused(error, url=reach.shown_url, role="operator") from error
 
         return asyncio.run(main())
@@ -101,6 +106,21 @@ async def repeat(
         await asyncio.sleep(every)
 
 
+async def recorded(inspector: Inspector, run_id: str) -> RunRecord:
+    """Return the record of a run, `DAMAGED` when it cannot be read.
+
+    Raises:
+        RunNotFound: no such run is recorded.
+    """
+    record = await inspector.record(run_id)
+    if record is None:
+        raise RunNotFound(
+            f"no run {run_id!r} is recorded in namespace {inspector.keys.namespace}: it was never "
+            "started here, or its retention has passed"
+        )
+    return record
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is destroyed.
 
@@ -112,4 +132,6 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody is here to ask: say -y")
-    click.confirm(question, abort=True)
+    if not click.confirm(question):
+        click.echo("Nothing was done.", err=True)
+        raise click.Abort

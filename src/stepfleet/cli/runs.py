@@ -13,15 +13,15 @@ from stepfleet.cli.reach import (
     confirm,
     json_option,
     reaches_fleet,
+    recorded,
     repeat,
     watch_option,
     yes_option,
 )
 from stepfleet.cli.showing import Row, ago, as_line, moment, show, tell
 from stepfleet.codec.shown import fields_of, type_of
-from stepfleet.errors import RunNotFound
 from stepfleet.handler import RunStatus
-from stepfleet.storage.inspector import DAMAGED, Inspector
+from stepfleet.storage.inspector import DAMAGED
 from stepfleet.storage.reader import RunRecord
 
 #: How a run can stand.
@@ -160,7 +160,7 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
     code = OK
     async with reach.inspector() as inspector:
         for run_id in run_ids:
-            record = await _record(inspector, run_id)
+            record = await recorded(inspector, run_id)
             if record is DAMAGED:
                 confirm(f"Delete {run_id}, which is damaged?", yes=yes)
                 await inspector.delete_damaged(run_id)
@@ -168,7 +168,8 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
                 tell(row, f"{run_id}: deleted", as_json=as_json)
                 continue
             if record.ended_ms is None:
-                click.echo(f"{run_id}: is {record.status}: cancel it first", err=True)
+                cure = f"`stepfleet runs cancel {run_id}` first"
+                click.echo(f"{run_id}: is {record.status}: {cure}", err=True)
                 if as_json:
                     click.echo(as_line({"run": run_id, "done": False, "status": record.status}))
                 code = CRASHED
@@ -178,16 +179,6 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
             row = {"run": run_id, "done": True, "status": record.status}
             tell(row, f"{run_id}: deleted", as_json=as_json)
     return code
-
-
-async def _record(inspector: Inspector, run_id: str) -> RunRecord:
-    record = await inspector.record(run_id)
-    if record is None:
-        raise RunNotFound(
-            f"no run {run_id!r} is recorded in namespace {inspector.keys.namespace}: it was never "
-            "started here, or its retention has passed"
-        )
-    return record
 
 
 def _row(run_id: str, record: RunRecord, now_ms: int, *, as_json: bool) -> Row:

@@ -8,14 +8,21 @@ from typing import Final, NamedTuple
 
 import click
 
-from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
+from stepfleet.cli.reach import (
+    Reach,
+    json_option,
+    reaches_fleet,
+    recorded,
+    repeat,
+    watch_option,
+)
 from stepfleet.cli.showing import ago, on_one_line, tell
 from stepfleet.codec import Codec, TypeRegistry
-from stepfleet.errors import DecodeError, RunNotFound
+from stepfleet.errors import DecodeError
 from stepfleet.events import UnreconstructedException
 from stepfleet.instrumentation import masked
-from stepfleet.storage.inspector import Inspector, WorkerRow
-from stepfleet.storage.reader import Definition, RunRecord
+from stepfleet.storage.inspector import DAMAGED, Inspector, WorkerRow
+from stepfleet.storage.reader import Definition, RunRecord, damage
 from stepfleet.wire import Promotion, Waiter, decode_record
 
 #: Who has what a worker gave back when it left: nobody.
@@ -35,8 +42,8 @@ _TIMERS: Final = {
 class Sentence(NamedTuple):
     """One thing that a run waits for."""
 
-    #: ended, running, backlog, unserved, silent, slots, ceiling, join, wait, timer, lock, dead, parked, idle,
-    #: deadline
+    #: damaged, ended, continued, running, backlog, unserved, silent, slots, ceiling, join, wait, timer, lock,
+    #: dead, parked, idle, deadline
     kind: str
     step: str
     text: str
@@ -65,9 +72,10 @@ async def reasons(inspector: Inspector, run_id: str) -> AsyncGenerator[Sentence]
         RunNotFound: no such run is recorded.
         ConnectionLost, StoreRefused: as `Link.call`.
     """
-    (record,) = await inspector.reader.runs([run_id])
-    if record is None:
-        raise RunNotFound(f"no run {run_id!r} is recorded in namespace {inspector.keys.namespace}")
+    record = await recorded(inspector, run_id)
+    if record is DAMAGED:
+        yield Sentence("damaged", "", f"The record of the run cannot be read: {damage(run_id)}.")
+        return
     case = _Case(inspector, run_id, record)
     if record.ended_ms is not None:
         async for sentence in case.ended():
@@ -111,6 +119,12 @@ class _Case:
         )
         async for sentence in self.dead():
             yield sentence
+        if record.continued:
+            goes_on = f"It goes on as {record.continued}: `stepfleet why {record.continued}`."
+            yield Sentence("continued", "", goes_on)
+        elif record.status == "cancelled":
+            resume = f"`stepfleet runs resume {self.run_id}` goes on from what was pending."
+            yield Sentence("continued", "", resume)
 
     async def deliveries(self) -> AsyncGenerator[Sentence]:
         """Say who has what is in streams."""
@@ -240,12 +254,12 @@ class _Case:
         due = {row.member: row.due_in_ms for row in await self.inspector.timers(self.run_id)}
         for waiter in waits.open:
             left = due.get(waiter.timer)
-            until = "without a time-out" if left is None else f"for {_left(left)} more"
+            until = "without a time-out" if left is None else f"for {_left(left)} more at most"
             yield Sentence(
                 "wait",
                 waiter.route.step,
-                f"Step {waiter.route.step} waits {until} for an event of type {waiter.type_id}"
-                f"{_named(waiter)}: send it with handler.send_event().",
+                f"Step {waiter.route.step} waits for an event of type {waiter.type_id}"
+                f"{_named(waiter)}, {until}: send it with handler.send_event().",
             )
 
     async def timers(self) -> AsyncGenerator[Sentence]:
@@ -282,7 +296,8 @@ class _Case:
                 step,
                 f"An event for step {step or '?'} is a dead letter ({letter.id}): "
                 f"{letter.fields.get('reason', 'no reason is recorded')}. "
-                f"`stepfleet dead show {letter.id}` shows it.",
+                f"`stepfleet dead show {letter.id}` shows it, `stepfleet dead requeue {letter.id}` goes on "
+                "from it once its cause is mended.",
             )
 
     async def deadline(self) -> AsyncGenerator[Sentence]:

@@ -13,7 +13,14 @@ import msgpack
 
 from stepfleet.core.commit import Route
 from stepfleet.errors import DecodeError, NewerVersionError, StoreRefused
-from stepfleet.storage.keys import GROUP, SYSTEM, Keys, run_of
+from stepfleet.storage.keys import (
+    GROUP,
+    SYSTEM,
+    Keys,
+    run_of,
+    type_of_workflow,
+    types_of_partition,
+)
 from stepfleet.storage.link import Arg, Link
 from stepfleet.storage.reader import RunReader, RunRecord, public_row
 from stepfleet.storage.scripts import script
@@ -234,6 +241,9 @@ class Inspector:
                 ("TIME",),
             ]
         )
+        for reply in (rows, leases):
+            if isinstance(reply, StoreRefused):
+                raise reply
         now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
         ends = {_text(name): float(score) for name, score in _pairs(leases)}
         found: list[WorkerRow] = []
@@ -358,10 +368,20 @@ class Inspector:
         return found
 
     async def wrong_types(self) -> list[str]:
-        """Return keys of streams that are no streams."""
-        names = [name async for name in self.scan(f"{self.keys.tag}:s:*")]
-        types = await self.link.calls([("TYPE", name) for name in names])
-        return [name for name, kind in zip(names, types, strict=True) if kind != b"stream"]
+        """Return what is of a wrong type among the keys that runs share: its name, and both types."""
+        expected = types_of_partition(self.keys)
+        # One pattern for streams, workflows and ceilings: each scan walks over every key.
+        for pattern in ("[slw]*:*", "runs:*"):
+            async for name in self.scan(f"{self.keys.tag}:{pattern}"):
+                kind = type_of_workflow(name)
+                if kind is not None:
+                    expected[name] = kind
+        types = await self.link.calls([("TYPE", name) for name in expected])
+        return [
+            f"{name} ({_text(kind)} instead of {expected[name]})"
+            for name, kind in zip(expected, types, strict=True)
+            if _text(kind) not in (expected[name], "none")
+        ]
 
     async def damaged(self) -> dict[str, str]:
         """Return runs of which a key is of a wrong type, or of which the record cannot be read: why."""

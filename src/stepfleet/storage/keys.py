@@ -26,6 +26,15 @@ TYPES_OF_RUNS: Final = {
     "ops": "zset",
 }
 
+#: First part of the name of a workflow's key, and how many follow it -> its type. Streams have any number.
+_TYPES_OF_WORKFLOWS: Final = {
+    ("wf", 1): "hash",
+    ("lim", 2): "hash",
+    ("lim", 3): "list",
+    ("runs", 1): "set",
+    ("runs", 2): "list",
+}
+
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -42,6 +51,22 @@ def run_of(name: str) -> tuple[str, str | None]:
     if (kind == "scope" and len(parts) > 1) or (kind == "buf" and parts[-1:] == ["events"]):
         return run_id, "list"
     return run_id, TYPES_OF_RUNS.get(kind)
+
+
+def types_of_partition(keys: Keys) -> dict[str, str]:
+    """Return the keys that a partition has one of, with their types."""
+    return {
+        **dict.fromkeys((keys.leases, keys.timers, keys.live, keys.ended), "zset"),
+        **dict.fromkeys((keys.workers, keys.timer_data), "hash"),
+        **dict.fromkeys((keys.ends, keys.dead), "stream"),
+        keys.tidy: "list",
+    }
+
+
+def type_of_workflow(name: str) -> str | None:
+    """Return the type that a key of a workflow has to have; None for a strange one."""
+    kind, *parts = name.partition("}:")[2].split(":")
+    return "stream" if kind == "s" else _TYPES_OF_WORKFLOWS.get((kind, len(parts)))
 
 
 class Keys:

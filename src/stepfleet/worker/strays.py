@@ -122,7 +122,7 @@ class Strays:
         self._committer.put(Commit(arrival.run_id, fence, words))
 
     def damaged(self, delivery: Delivery) -> Commit:
-        """End a run whose work is lost to a damaged key, if its record and its public stream allow it.
+        """End a run whose work is lost to a damaged key.
 
         Return the commit that makes the delivery which came upon that a dead letter.
         """
