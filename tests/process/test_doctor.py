@@ -140,6 +140,15 @@ def damaged(raw: Raw) -> None:
     raw.set("{default:0}:run:bad", "no hash")
 
 
+def lost(raw: Raw) -> None:
+    runs = {"bad": 1, "idle": 0, "holds": 2, "strange": "x"}
+    for run_id, slots in runs.items():
+        fields = {"status": "running", "workflow": "Flow", "s:one": slots}
+        raw.hset(f"{{default:0}}:run:{run_id}", mapping=fields)
+    raw.sadd("{default:0}:run:holds:keys", "{default:0}:run:holds:hold:one")
+    raw.rpush("{default:0}:run:holds:hold:one", "x", "y")
+
+
 def unreadable(raw: Raw) -> None:
     raw.hset("{default:0}:run:r", mapping={"status": "running", "workflow": "Flow"})
     for seq, data in enumerate((encode_public(PublicEntry("event", "E", b"\x80")), b"x"), 1):
@@ -190,6 +199,15 @@ def unreadable(raw: Raw) -> None:
             ),
         ),
         (damaged, ("error", "keys", "run bad is damaged", "`stepfleet runs delete bad`")),
+        (
+            lost,
+            (
+                "error",
+                "keys",
+                "run bad is damaged: {default:0}:run:bad:open is missing",
+                "`stepfleet runs delete bad`",
+            ),
+        ),
         (
             unreadable,
             (

@@ -373,6 +373,16 @@ def test_a_damaged_run_is_said_with_its_cure(server: RedisServer, operator: Oper
     failure = operator("why bad").exception
     assert isinstance(failure, DecodeError)
     assert str(failure).startswith("a key has a wrong type: `stepfleet doctor` names what is dam")
+    with redis.Redis(port=server.port) as raw:
+        raw.hset("{default:0}:run:bad2", mapping={"status": "running", "workflow": "Quick"})
+        raw.hset("{default:0}:run:bad2:open", "d", "x")
+    assert operator("runs delete bad2 -y").return_value == CRASHED
+    assert operator("runs delete bad -y").output == "bad: deleted\n"
+    with redis.Redis(port=server.port) as raw:
+        assert sorted(raw.scan_iter("*:run:*")) == [
+            b"{default:0}:run:bad2",
+            b"{default:0}:run:bad2:open",
+        ]
 
 
 def test_a_wrong_password_is_one_error_of_the_doctor(

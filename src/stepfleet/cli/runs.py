@@ -161,13 +161,14 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
     async with reach.inspector() as inspector:
         for run_id in run_ids:
             record = await recorded(inspector, run_id)
-            if record is DAMAGED:
+            is_live = record is not DAMAGED and record.ended_ms is None
+            if record is DAMAGED or (is_live and await inspector.damaged(run_id)):
                 confirm(f"Delete {run_id}, which is damaged?", yes=yes)
                 await inspector.delete_damaged(run_id)
                 row = {"run": run_id, "done": True, "status": record.status}
                 tell(row, f"{run_id}: deleted", as_json=as_json)
                 continue
-            if record.ended_ms is None:
+            if is_live:
                 cure = f"`stepfleet runs cancel {run_id}` first"
                 click.echo(f"{run_id}: is {record.status}: {cure}", err=True)
                 if as_json:

@@ -271,7 +271,9 @@ class Inspector:
     async def slots(self, run_id: str) -> dict[str, int]:
         """Return how many deliveries of each step are in streams or held, by step."""
         rows = await self.link.call("HGETALL", self.keys.run(run_id))
-        return {_text(name[2:]): int(n) for name, n in _pairs(rows) if name.startswith(b"s:")}
+        slots = {_text(name[2:]): n for name, n in _pairs(rows) if name.startswith(b"s:")}
+        # A stranger's is no number.
+        return {step: int(n) if n.isdigit() else 0 for step, n in slots.items()}
 
     async def quotas(self, run_id: str, buffers: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return how many events of each type the buffers wait for, by buffer."""
@@ -383,18 +385,40 @@ class Inspector:
             if _text(kind) not in (expected[name], "none")
         ]
 
-    async def damaged(self) -> dict[str, str]:
-        """Return runs of which a key is of a wrong type, or of which the record cannot be read: why."""
-        names = [name async for name in self.scan(f"{self.keys.tag}:run:*")]
+    async def damaged(self, only: str = "") -> dict[str, str]:
+        """Return runs, or `only` this one, that have a wrong or missing key, or no readable record."""
+        names = [name async for name in self.scan(f"{_literal(self.keys.run(only))}*")]
+        if only:
+            names = [name for name in names if run_of(name)[0] == only]
         types = await self.link.calls([("TYPE", name) for name in names])
         found: dict[str, str] = {}
+        recorded: list[str] = []
         for name, kind in zip(names, types, strict=True):
             run_id, expected = run_of(name)
             if _text(kind) not in (expected, "none"):
                 found[run_id] = f"{name} is a {_text(kind)}"
-            elif name == self.keys.run(run_id) and await self.record(run_id) is DAMAGED:
-                found.setdefault(run_id, f"{name} cannot be read")
+            elif name == self.keys.run(run_id):
+                recorded.append(run_id)
+        known = set(names)
+        for first in range(0, len(recorded), PAGE):
+            page = recorded[first : first + PAGE]
+            for run_id, record in zip(page, await self._records(page), strict=True):
+                open_ = self.keys.open(run_id)
+                if record is DAMAGED:
+                    found.setdefault(run_id, f"{self.keys.run(run_id)} cannot be read")
+                elif record is None or record.status != "running" or run_id in found:
+                    continue
+                elif open_ not in known and await self._has_lost_its_index(run_id):
+                    found[run_id] = f"{open_} is missing, although it has deliveries in streams"
         return found
+
+    async def _has_lost_its_index(self, run_id: str) -> bool:
+        """Whether slots of a live run are taken by deliveries that its index of pending work does not have."""
+        slots, held = await self.slots(run_id), await self.reader.held(run_id)
+        if all(count <= held.get(step, 0) for step, count in slots.items()):
+            return False
+        (is_there,) = await self.link.calls([("EXISTS", self.keys.open(run_id))])
+        return not is_there and slots == await self.slots(run_id)
 
     async def unreadable(self) -> list[Unreadable]:
         """Return, of each run, the last unreadable one among the newest public entries; see `LOOKED_AT`."""
