@@ -262,8 +262,8 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
             (
                 "plain",
-                "n, deliveries = whole(n), whole(deliveries)",
-                "n, deliveries = whole(n) + 1, whole(deliveries)",
+                "n, deliveries, others = whole(n), ",
+                "n, deliveries, others = whole(n) + 1, ",
             ),
         ],
     ),
@@ -275,7 +275,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "local free = (queue or closed) and 0 or math.min(LIMIT[s] - n + k, MOST)",
                 "local free = MOST",
             ),
-            ("plain", "others >= LIMIT[next_] or ", ""),
+            ("plain", "return n >= LIMIT[s] and nil end", "return false end"),
         ],
     ),
     Mutant(

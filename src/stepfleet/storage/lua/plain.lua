@@ -1,9 +1,10 @@
 -- plain.lua (part of commit.lua): the commonest commits, straight ahead: a run that starts with one delivery, and a
--- delivery that is settled with one more or with the end of its run.
+-- delivery that is settled with one more, with the end of its run, or with one event of several that are collected.
+-- Where deliveries of a step are held, one is let go, or one more is held.
 --
--- What is not plain (a list of held deliveries, a ceiling, a waiter, a public event, ...) is left to the interpreter,
--- before anything is written; both write the same. A call whose commits are plain makes nothing of the interpreter:
--- 11 us instead of 51 for a call before its first commit.
+-- What is not plain (a ceiling, a waiter, public events, the first or the last one of a list, ...) is left to the
+-- interpreter, before anything is written; both write the same. A call whose commits are plain makes nothing of the
+-- interpreter: 11 us instead of 51 before its first commit.
 
 -- An end's entry of up to this many bytes goes with its announcement, which saves whoever waits a read: 0.67 commands
 -- per step of a three-step chain. Every program that waits for any run gets it, so it is short.
@@ -35,11 +36,11 @@ local function close_run(j, run, run_id, seq, joined)
   rc('XADD', K[A[j + 4] + 0], 'MAXLEN', '~', A[j + 10], '*', unpack(told))
 end
 
--- Adds the delivery of an `emit` to its stream, and writes where it is. j is where the arguments of the word begin.
-local function enter_plainly(j, open, run_id)
-  local s, did = A[j + 2] + 0, A[j + 5]
-  local entry = rc('XADD', STREAM[s], '*', 'r', run_id, 'i', did, 'd', A[j + 6])
-  rc('HSET', open, did, 'stream ' .. entry .. ' ' .. LABEL[s])
+-- Adds a delivery to a stream of a row's step, and writes where it is.
+local function enter_plainly(s, label, open, run_id, did, record)
+  local stream = label == LABEL[s] and STREAM[s] or string.sub(STREAM[s], 1, -1 - #LABEL[s]) .. label
+  local entry = rc('XADD', stream, '*', 'r', run_id, 'i', did, 'd', record)
+  rc('HSET', open, did, 'stream ' .. entry .. ' ' .. label)
 end
 
 -- Whether the last word is an `emit` of one delivery without a guard, for a step with slots and without a ceiling.
@@ -62,51 +63,108 @@ local function start_plainly(i, stop)
   rc('HSET', run, 'digest', A[i + 6], 'started', now_ms(), 'deliveries', 1, SLOT[A[j + 7] + 0], 1,
     unpack(A, fields, j - 1))
   rc('ZADD', live, '+inf', run_id)
-  enter_plainly(j + 5, open, run_id)
+  local s = A[j + 7] + 0
+  enter_plainly(s, LABEL[s], open, run_id, A[j + 10], A[j + 11])
   return 'applied'
+end
+
+-- What goes on where a delivery of a step gives its slot back: false when nothing is held, the first held one when
+-- that is all that fits; nil: it is not plain. n: deliveries in streams or held.
+local function first_held(s, hold, n)
+  local left = n > 1 and rc('LLEN', hold) or 0
+  if left == 0 then return false end
+  if LIMIT[s] - (n - 1 - left) ~= 1 then return nil end
+  local element = rc('LINDEX', hold, 0)
+  return string.find(element, '\n', 23, true) and element
+end
+
+-- Whether one more delivery has to wait, as others do already; nil: it is not plain.
+local function has_to_wait(s, hold, n)
+  local left = n > 0 and rc('LLEN', hold) or 0
+  if left == 0 then return n >= LIMIT[s] and nil end
+  if n - left < LIMIT[s] then return nil end
+  return true
+end
+
+-- How many events a buffer lacks behind one more of the only type that it waits for, and what it counts then; nil: it
+-- is not plain, as with its first event and its last. j is where the arguments of `quota` begin.
+local function contribution(j)
+  if A[j + 4] ~= '1' or A[j + 3] ~= A[j + 5] then return end
+  local counts = rc('HMGET', K[A[j + 1] + 0], 'version', 'n:' .. A[j + 5])
+  local version, have, need = whole(counts[1]), whole(counts[2]), A[j + 6] + 0
+  if version < 1 or have < 1 or have + 1 >= need or rc('LLEN', K[A[j + 2] + 0]) == 0 then return end
+  return need - have - 1, version + 1, have + 1
+end
+
+-- Which word is the last one of a commit that settles a delivery plainly: `end`, `emit` or `append` (one contribution
+-- to a buffer, with its expectation). j is where the words begin.
+local function last_word(i, j, stop)
+  local word, expects = A[j], A[i + 10]
+  if word == 'append' then return expects == '1' and A[i + 11] == 'quota' and stop == j + 5 and word end
+  if expects ~= '0' then return end
+  if word == 'end' then return stop == j + 15 + A[j + 14] and word end
+  return is_plain_emit(j, stop) and A[j + 6] ~= A[i + 8] and word
 end
 
 local function settle_plainly(i, stop)
   local run, open, run_id = K[A[i + 1] + 0], K[A[i + 2] + 0], A[i + 4]
-  local s, entry, did, hold, j = A[i + 6] + 0, A[i + 7], A[i + 8], A[i + 9] + 0, i + 11
-  if hold == 0 or CEILING[s] > 0 or A[i + 10] ~= '0' then return end
+  local s, entry, hold, j = A[i + 6] + 0, A[i + 7], A[i + 9] + 0, i + 11
+  if hold == 0 or CEILING[s] > 0 then return end
+  hold = K[hold]
+  if A[j] == 'quota' then j = j + 6 + 2 * A[j + 5] end
   local arming = A[j] == 'deadline' and j
   if arming then j = j + 3 end
-  local ends, next_ = A[j] == 'end' and j + 15 + A[j + 14] == stop, nil
-  if not ends then
-    if not is_plain_emit(j, stop) or A[j + 6] == did then return end
-    next_ = A[j + 3] + 0
-  end
+  local word = last_word(i, j, stop)
+  if not word then return end
   if not mine(s, entry) then return 'gone' end
+  local next_ = word == 'emit' and A[j + 3] + 0
   local status, deadline, waiters, admitted, deliveries, seq, lent, n, further, joined, others = unpack(rc('HMGET', run,
     'status', 'deadline', 'waiting', 'admitted', 'deliveries', 'seq', 'lent', SLOT[s], 'further', 'joined',
-    ends and 'further' or SLOT[next_]))
+    SLOT[next_ or s]))
   if status ~= 'running' or admitted == '0' or whole(lent) ~= 0 then return end
   if arming and deadline and not string.find(deadline, '^%?%d+$') then return end
-  n, deliveries = whole(n), whole(deliveries)
-  if n > 1 and rc('LLEN', K[hold]) > 0 then return end
-  if ends then
+  n, deliveries, others = whole(n), whole(deliveries), whole(others)
+  local going, waits = first_held(s, hold, n), nil
+  if going == nil then return end
+  local missing, version, have
+  if word == 'end' then
     if admitted or seq or rc('XLEN', K[A[j + 2] + 0]) > 0 then return end
+  elseif word == 'append' then
+    missing, version, have = contribution(i + 12)
+    if not missing then return end
   else
     if A[j + 2] ~= '0' and waiters and waiters ~= '0' then return end
-    others, deliveries = whole(others), deliveries + 1
-    if others >= LIMIT[next_] or deliveries > most_deliveries then return end
-    if others > 0 and rc('LLEN', K[A[j + 4] + 0]) > 0 then return end
+    deliveries = deliveries + 1
+    if deliveries > most_deliveries or (going and SLOT[s] == SLOT[next_]) then return end
+    waits = has_to_wait(next_, K[A[j + 4] + 0], others)
+    if waits == nil then return end
   end
 
   -- Else its entry was added twice, or the index is damaged.
-  if rc('HDEL', open, did) == 0 then return end
+  if rc('HDEL', open, A[i + 8]) == 0 then return end
   drop_entry(s, entry)
-  if ends then
+  if word ~= 'emit' then
     rc('HSET', run, SLOT[s], n - 1, 'deliveries', deliveries)
   elseif SLOT[s] == SLOT[next_] then
     rc('HSET', run, 'deliveries', deliveries)
   else
     rc('HSET', run, SLOT[s], n - 1, SLOT[next_], others + 1, 'deliveries', deliveries)
   end
+  if going then
+    rc('LPOP', hold)
+    local feed = string.find(going, '\n', 23, true)
+    local did, label, record = string.sub(going, 1, 22), string.sub(going, 23, feed - 1), string.sub(going, feed + 1)
+    enter_plainly(s, label, open, run_id, did, record)
+  end
   if arming then arm(run, run_id, K[A[arming + 1] + 0], A[arming + 2], deadline) end
-  if not ends then
-    enter_plainly(j + 1, open, run_id)
+  if word == 'append' then
+    rc('HSET', K[A[j + 1] + 0], 'version', version, 'n:' .. A[j + 3], have)
+    rc('RPUSH', K[A[j + 2] + 0], A[j + 4])
+    return 'applied ' .. missing
+  elseif waits then
+    rc('RPUSH', K[A[j + 4] + 0], A[j + 6] .. LABEL[next_] .. '\n' .. A[j + 7])
+  elseif next_ then
+    enter_plainly(next_, LABEL[next_], open, run_id, A[j + 6], A[j + 7])
   else
     close_run(j + 1, run, run_id, 1, joined)
     if further then rc('RPUSH', K[A[j + 6] + 0], run_id) end
