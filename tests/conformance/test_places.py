@@ -503,3 +503,32 @@ async def test_what_a_read_brings_to_a_draining_worker_goes_back_unrun_and_uncou
     await fleet.add_worker(Flow())
     await handler
     assert ran == [1]
+
+
+async def test_what_a_read_brings_beyond_the_places_goes_to_a_worker_that_has_some(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, running = asyncio.Event(), 0
+    read = Consumer.read
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            nonlocal running
+            running += 1
+            await gate.wait()
+            return StopEvent()
+
+    async def read_much(self: Consumer, free: int, **options: Any) -> Any:
+        return await read(self, 10, **options)
+
+    handlers = await fleet.client.start_many(Flow, [{}] * 5)
+    monkeypatch.setattr(Consumer, "read", read_much)
+    full = await fleet.add_worker(Flow(), concurrency=2)
+    await eventually(lambda: running == 2, SOON)
+    monkeypatch.undo()
+    await fleet.add_worker(Flow(), concurrency=3)
+    await eventually(lambda: running == 5, SOON / 2)
+    assert len(full.processor.held) == 2
+    gate.set()
+    await asyncio.gather(*handlers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -97,6 +98,32 @@ async def test_no_more_is_read_than_can_start_at_once(streams: Streams, free: in
         found = await streams.consumer.read(free)
         assert 0 < len(found) <= free
         read += len(found)
+
+
+async def test_of_brief_steps_more_is_read_than_can_start_at_once(streams: Streams) -> None:
+    await streams.add(0, ENTRIES)
+    await streams.consumer.read(100)
+    brief = {"Type0"}
+
+    def is_brief(route: Route) -> bool:
+        return route.type in brief
+
+    assert len(await streams.consumer.read(100, ahead=50, is_brief=is_brief)) == 150
+    brief.clear()
+    assert len(await streams.consumer.read(100, ahead=50, is_brief=is_brief)) == 100
+
+
+async def test_a_worker_of_many_streams_is_woken_for_a_batch_of_brief_steps(
+    streams: Streams,
+) -> None:
+    await streams.add(0, 2)
+    assert len(await streams.consumer.read(100)) == 2
+    woken = asyncio.create_task(
+        streams.consumer.read(100, ahead=100, is_brief=lambda route: route.type == "Type0")
+    )
+    await asyncio.sleep(0)
+    await streams.add(1, 60)
+    assert len(await woken) == 60
 
 
 def _from(number: int, arrivals: list[Arrival]) -> list[Arrival]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from stepfleet.core.commit import Route
@@ -16,6 +16,8 @@ from stepfleet.wire import decode_record
 #: Reads of the streams that have much work between two reads of all: those bring little where a worker
 #: has many streams.
 BY_THEMSELVES: Final = 8
+#: Told of a step whether all of it that a worker may run at once ends soon, even one after the other.
+IsBrief = Callable[[Route], bool]
 
 
 class Alarm(NamedTuple):
@@ -52,6 +54,10 @@ class _Found(NamedTuple):
     is_full: bool
 
 
+def _never(_: Route) -> bool:
+    return False
+
+
 class Consumer:
     """Reads the streams of one worker in its name."""
 
@@ -67,6 +73,8 @@ class Consumer:
         #: Streams that gave all they were asked for in the last read.
         self._busy: list[str] = []
         self._full: list[str] = []
+        #: Streams that gave something in the last read that brought anything.
+        self._last: list[str] = []
         self._by_themselves = 0
         self.consumer = consumer
 
@@ -81,8 +89,12 @@ class Consumer:
             if isinstance(reply, StoreRefused) and "BUSYGROUP" not in str(reply):
                 raise reply
 
-    async def read(self, free: int, *, wait: bool = True) -> list[Arrival]:
+    async def read(
+        self, free: int, *, wait: bool = True, ahead: int = 0, is_brief: IsBrief = _never
+    ) -> list[Arrival]:
         """Return up to about `free` new deliveries, waiting a while for the first if asked to.
+
+        Up to `ahead` more come where the last that came were all of brief steps.
 
         Raises:
             ConnectionLost, StoreRefused: as `Link.call`.
@@ -92,18 +104,22 @@ class Consumer:
         # by themselves, a few times, before all are again.
         every = len(self._streams)
         busy = self._busy[:free]
+        are_brief = all(is_brief(self._routes[name]) for name in self._last)
+        most = free + ahead if are_brief else free
+        share = max(1, free // every)
         if busy and self._by_themselves < (BY_THEMSELVES if free >= every else 1):
             self._by_themselves += 1
-            share = max(1, free // every)
-            if found := await self._read_new(busy, free // len(busy), share, block=False):
+            if found := await self._read_new(busy, most // len(busy), share, block=False):
                 return self._noted(found)
         self._by_themselves = 0
         if free < every:
             found = await self._read_exactly(free)
             if found or not wait:
                 return self._noted(found)
-        share = max(1, free // every)
-        return self._noted(await self._read_new(self._streams, share, share, block=wait))
+        # The next entries are in one of the streams that gave the last, seldom in more than two. With a share
+        # of each it would be a few entries of a batch: 0.061 calls per step instead of 0.052, two workers.
+        count = max(share, most // max(2, len(busy))) if are_brief and self._last else share
+        return self._noted(await self._read_new(self._streams, count, share, block=wait))
 
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
         """Remember which streams gave all they were asked for: there is likely more in them.
@@ -115,6 +131,7 @@ class Consumer:
         is_one = len(full) == 1 and sum(len(one.arrivals) for one in found) == 1
         self._busy = [] if is_one and full != self._full else full
         self._full = full
+        self._last = [one.stream for one in found] or self._last
         return [arrival for one in found for arrival in one.arrivals]
 
     async def _read_new(

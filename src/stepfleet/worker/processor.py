@@ -63,7 +63,7 @@ from stepfleet.worker.execution import (
 from stepfleet.worker.held import Held, log_fields
 from stepfleet.worker.line import Line
 from stepfleet.worker.observer import Observer
-from stepfleet.worker.pace import Paces
+from stepfleet.worker.pace import SOON, Paces
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.strays import Strays
@@ -192,6 +192,16 @@ class Processor:
             return free
         # Each has to wait in any case: a few more go in one read.
         return free if free >= self._concurrency * AHEAD else 0
+
+    def is_brief(self, route: Route) -> bool:
+        """Tell whether as many of a step as may run at once end soon, even one after the other."""
+        return self._paces.of(route).seconds * self._concurrency <= SOON
+
+    def surplus(self, arrivals: Sequence[Arrival], free: int) -> list[Arrival]:
+        """Return what came of steps that are not brief beyond the places that were free."""
+        if len(arrivals) <= free:
+            return []
+        return [one for one in arrivals if not self.is_brief(one.route)][free:]
 
     @property
     def held(self) -> Collection[tuple[Route, str]]:

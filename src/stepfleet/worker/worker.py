@@ -355,7 +355,12 @@ class Worker:
                 if is_full:
                     self._processor.capacity.clear()
                 # A full worker takes what is there already: what comes now is for one that can start it.
-                arrivals = await consumer.read(free, wait=not is_full)
+                arrivals = await consumer.read(
+                    free,
+                    wait=not is_full,
+                    ahead=self._options.concurrency,
+                    is_brief=self._processor.is_brief,
+                )
             except StoreRefused as error:
                 # NOGROUP, or the stream was deleted under the read: Redis lost data, or somebody
                 # removed it.
@@ -372,7 +377,9 @@ class Worker:
             if self._draining:
                 await self._give_back(arrivals)
                 continue
-            await self._begin(arrivals, was_full=is_full)
+            surplus = self._processor.surplus(arrivals, free)
+            await self._begin([one for one in arrivals if one not in surplus], was_full=is_full)
+            await self._give_back(surplus)
 
     async def _begin(self, arrivals: Sequence[Arrival], *, was_full: bool) -> None:
         for arrival in arrivals:
@@ -399,7 +406,7 @@ class Worker:
         self._sweep_now.set()
 
     async def _give_back(self, arrivals: Sequence[Arrival]) -> None:
-        """Let others have at once what was read too late, as the drain may take its time."""
+        """Let others have at once what was read and will not begin here soon."""
         if not arrivals:
             return
         try:
