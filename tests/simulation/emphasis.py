@@ -48,6 +48,8 @@ class Emphasis(NamedTuple):
     places: tuple[int, ...] = (1, 2, 5, 20)
     #: Seconds between their looks at what others left.
     sweep: float = 1.0
+    #: How many clients follow the same runs and answer the same questions.
+    clients: tuple[int, ...] = (1, 2)
     #: What every job does beside its program, one behind the other.
     words: tuple[str, ...] = ()
 
@@ -76,12 +78,25 @@ REPLIES: Final = Emphasis(
     "replies",
     weather=lost_replies,
     lasts=(10, 25),
-    words=("edit", "publish", "nap", "set", "publish", "nap", "edit", "publish", "nap"),
+    clients=(2,),
+    words=(
+        "edit",
+        "publish",
+        "nap",
+        "set",
+        "publish",
+        "nap",
+        "ask",
+        "edit",
+        "ask",
+        "publish",
+        "nap",
+    ),
 )
 #: A job kills whatever runs it, and nothing else does.
 POISON: Final = Emphasis("poison", may=("drains",), workers=(1, 2), places=(2, 5, 20))
 #: Redis loses the last seconds of its data.
-LOSSES: Final = Emphasis("losses", may=ALL, does=("losses",), weather=any_weather)
+LOSSES: Final = Emphasis("losses", does=("losses",), lasts=(5, 12))
 
 #: Of one seed after the other.
 TURNS: Final = (

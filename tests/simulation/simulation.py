@@ -274,7 +274,7 @@ class Simulation:
             self.start_worker()
             # Not all at once: they would renew their leases in the same moments for ever.
             await asyncio.sleep(chosen.uniform(0, LEASE / 3))
-        clients = chosen.choice((1, 2)) if self._faulty else 1
+        clients = chosen.choice(self.emphasis.clients) if self._faulty else 1
         for number in range(clients):
             self._start_client(number)
         if self._faulty:
@@ -657,16 +657,17 @@ class Simulation:
             if before == commits or chosen.random() > 0.3:
                 continue  # where nothing happens nothing is lost
             saved, forget = self.server.saved(), self.invariants.memory()
-            seconds = chosen.choice((0.01, 0.1, 0.5, 2.0)) * chosen.random()
+            seconds = chosen.choice((0.01, 0.5, 1.0, 2.0)) * chosen.random()
             await asyncio.sleep(seconds)
             self._fault("loss", f"of {seconds:.3f} s")
             self.ledger.lost_data = True
             self.network.go_down(forget_scripts=True)
             self.server.load(saved)
             forget()
-            await asyncio.sleep(chosen.choice((0.05, 1.0, LEASE + 1)))
+            await asyncio.sleep(chosen.choice((0.05, 0.05, 1.0, LEASE + 1)))
             self.network.come_up()
             self.note("redis is up")
+            await asyncio.sleep(chosen.choice((0.0, 1.0, 2.0)))
 
     async def _kills(self, chosen: Random) -> None:
         while True:

@@ -458,7 +458,8 @@ class RunPlan:
 
         Those are events and cancels of clients, edits, whose attempt fails when their lock is lost, and the
         place under a ceiling that a step lent to the run which it awaits. A step that does several things
-        dwells between them, so that Redis loses some of them and not the others.
+        dwells between them, so that Redis loses some of them and not the others. A child that is lost fails
+        its attempt: what is sent before is sent again by the next one, so nothing is.
         """
         plain = self._without({"ask", "edit"} | ({"child"} if has_ceiling else set()))
         dwell = ["sleep", DWELL]
@@ -467,7 +468,7 @@ class RunPlan:
                 *DWELLING,
                 *(part for op in ops for part in ((op,) if op[0] == "sleep" else (op, dwell))),
             ]
-            for ops in plain.begin.jobs
+            for ops in (sorted(ops, key=lambda op: op[0] != "child") for ops in plain.begin.jobs)
         ]
         return replace(plain, begin=plain.begin.model_copy(update={"jobs": jobs}))
 
