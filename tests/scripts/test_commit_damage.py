@@ -15,6 +15,7 @@ from stepfleet.core.commit import (
     Lend,
     Mark,
     Open,
+    Place,
     Publish,
     Quota,
     Take,
@@ -306,6 +307,26 @@ def test_no_run_fails_by_a_damaged_queue_of_a_ceiling(rig: Rig) -> None:
     rig.client.set(queue, "x")
     rig.apply(settle(rig.take(ONE), end()))
     assert rig.run(first)["status"] == "completed"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_run_ends_in_an_error_by_the_damaged_places_of_its_workflow(
+    rig: Rig, which: int
+) -> None:
+    def start(name: str) -> None:
+        rig.apply(rig.new(Place(WORKFLOW, 1), emit(NARROW, 1, awaitable=False), run_id=name))
+
+    key = rig.keys.places(WORKFLOW)[which]
+    start("first")
+    rig.client.delete(key)
+    rig.client.set(key, "x")
+    entry = rig.take(NARROW)
+    assert rig.words(settle(entry, end())) == ["broken"]
+    failed = Commit("first", DamagedFence(), [end("failed")._replace(workflow=WORKFLOW)])
+    assert rig.words(failed, settle(entry)) == ["applied", "over"]
+    start("second")
+    rig.apply(settle(rig.take(NARROW), end()))
+    assert rig.run("second")["status"] == "completed"
 
 
 # -- the record ------------------------------------------------------------------------------------
