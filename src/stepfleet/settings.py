@@ -115,9 +115,6 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Separates fleets that share a server: the first part of every key.",
     )
-    partitions: int = _between(
-        1, 1, 256, "Key groups that runs are spread over; the same for the whole fleet."
-    )
     lease: _Duration = _time(
         15, 1, _HOUR, "A worker that is silent for this long has lost its deliveries to the others."
     )

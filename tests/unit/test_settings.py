@@ -51,7 +51,6 @@ def test_argument_wins_over_environment_over_file_over_default(
     assert settings.max_deliveries == 400
     assert settings.concurrency == 30
     assert settings.threads == 2
-    assert settings.partitions == 1
     assert settings.origin("max_deliveries") == "the argument"
     assert settings.origin("concurrency") == "environment variable STEPFLEET_CONCURRENCY"
     assert settings.origin("threads").startswith("[tool.stepfleet] in ")
