@@ -42,7 +42,7 @@ from tests.scripts.rig import (
 )
 
 #: No number that Redis counts with.
-NO_COUNTS = ("x", "", "1.5", "9" * 30)
+NO_COUNTS = ("x", "", "1.5", "9" * 30, "-0", "007", "+1")
 
 
 def append(entry: Entry) -> Commit:

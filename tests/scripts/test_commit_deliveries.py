@@ -46,17 +46,31 @@ def test_a_delivery_that_is_emitted_again_is_no_further_one(small: Rig) -> None:
     assert small.run(run_id)["deliveries"] == "5"
 
 
+@pytest.mark.parametrize("value", ["x", "-0", "007"])
 @pytest.mark.parametrize("counter", ["deliveries", "lent", "s:narrow"])
 def test_a_counter_that_is_no_number_is_found_before_the_end_is_written(
-    rig: Rig, counter: str
+    rig: Rig, counter: str, value: str
 ) -> None:
     run_id = rig.start(emit(NARROW, "a"))
     entry = rig.take(NARROW)
-    rig.client.hset(rig.keys.run(run_id), counter, "x")
+    rig.client.hset(rig.keys.run(run_id), counter, value)
     before = rig.everything()
     assert rig.commit(settle(entry, end())).word == "broken"
     assert rig.everything() == before
     assert list(rig.pending(NARROW, "me")) == [entry.entry]
+
+
+@pytest.mark.parametrize("value", ["x", "-0", "007"])
+@pytest.mark.parametrize("names", [["b"], ["b", "c"]], ids=["plain", "by the interpreter"])
+def test_the_counter_of_the_next_step_is_looked_at_before_it_gets_its_deliveries(
+    rig: Rig, names: list[str], value: str
+) -> None:
+    run_id = rig.start(emit(NARROW, "a"))
+    entry = rig.take(NARROW)
+    rig.client.hset(rig.keys.run(run_id), "s:wide", value)
+    before = rig.everything()
+    assert rig.commit(settle(entry, emit(WIDE, *names))).word == "broken"
+    assert rig.everything() == before
 
 
 def test_a_step_that_adds_one_more_than_the_limit_is_refused_whole(small: Rig) -> None:

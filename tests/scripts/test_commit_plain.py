@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
 
 from stepfleet.core.commit import Append, Commit, Deadline, End, Quota, Room
 from stepfleet.storage.scripts import script
-from tests.scripts.rig import NARROW, WIDE, Rig, emit, end, settle
+from tests.scripts.rig import NARROW, WIDE, Rig, did, emit, end, settle
 
 RUN: Final = "the-run"
 #: What turns the script into one that has only the interpreter, and into one that has none.
 INTERPRETED: Final = ("pcall(plain, i, stop)", "true, nil")
-STRAIGHT: Final = ("apply = apply or interpreter()", "error('not plain')")
+STRAIGHT: Final = ("apply = apply or interpreter()", "apply = function() error('not plain') end")
+BOTH: Final = ("pcall(plain, i, stop)", "pcall(plain, i, stop)")
 
 
 class _Halved(Rig):
@@ -88,6 +90,67 @@ def a_commit_is_repeated(rig: Rig) -> list[Commit]:
     rig.apply(_new(rig, emit(WIDE, "a", "b")))
     commit = settle(rig.take(WIDE), emit(NARROW, "c"))
     return [commit, commit]
+
+
+# -- what is left to the interpreter ----------------------------------------------------------------
+
+
+def a_run_with_too_many_deliveries_collects(rig: Rig) -> list[Commit]:
+    rig.apply(_new(rig, emit(WIDE, "a", "b", "c", "d")))
+    rig.apply(_contribution(rig))
+    rig.bounds = replace(rig.bounds, deliveries_limit=3)
+    return [_contribution(rig)]
+
+
+def what_comes_back_waits_behind_others(rig: Rig) -> list[Commit]:
+    rig.apply(_new(rig, emit(WIDE, "a"), emit(NARROW, "c", "d", "e")))
+    rig.client.hset(rig.keys.open(RUN), did("z"), "timer")
+    return [settle(rig.take(WIDE), emit(NARROW, "z", awaitable=False))]
+
+
+def a_start_where_a_stranger_counted(rig: Rig) -> list[Commit]:
+    rig.client.hset(rig.keys.run(RUN), "s:narrow", 2)
+    return [_new(rig, emit(NARROW, "a"))]
+
+
+def a_step_whose_counter_is_gone(rig: Rig) -> list[Commit]:
+    rig.apply(_new(rig, emit(WIDE, "a")))
+    rig.client.hdel(rig.keys.run(RUN), "s:wide")
+    return [settle(rig.take(WIDE), emit(WIDE, "b"))]
+
+
+def a_step_whose_counter_is_below_one(rig: Rig) -> list[Commit]:
+    rig.apply(_new(rig, emit(WIDE, "a")))
+    rig.client.hset(rig.keys.run(RUN), "s:wide", 0)
+    return [settle(rig.take(WIDE), end())]
+
+
+def an_event_for_another_buffer_than_its_quota(rig: Rig) -> list[Commit]:
+    rig.apply(_new(rig, emit(WIDE, "a", "b", "c", "d")))
+    rig.apply(_contribution(rig))
+    quota = Quota("b", "A", (("A", 4),))
+    return [settle(rig.take(WIDE), Append("other", "A", b"x"), expects=[quota])]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        a_run_with_too_many_deliveries_collects,
+        what_comes_back_waits_behind_others,
+        a_start_where_a_stranger_counted,
+        a_step_whose_counter_is_gone,
+        a_step_whose_counter_is_below_one,
+        an_event_for_another_buffer_than_its_quota,
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_interpreter(
+    rig: Rig, scenario: Callable[[Rig], list[Commit]]
+) -> None:
+    straight, both, interpreted = [
+        _left(rig, scenario, way) for way in (STRAIGHT, BOTH, INTERPRETED)
+    ]
+    assert all("not plain" in answer.detail for answer in straight[0])
+    assert both == interpreted
 
 
 @pytest.mark.parametrize(

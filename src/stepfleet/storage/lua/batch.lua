@@ -24,7 +24,9 @@ end
 -- there: Redis would refuse to count on only behind the first writes.
 local function whole(counter)
   if not counter then return 0 end
-  if not string.find(counter, '^%-?%d+$') or #counter > 16 then error('not an integer') end
+  -- As Redis writes it: HINCRBY refuses `007` and `-0`.
+  local is_one = counter == '0' or string.find(counter, '^%-?[1-9]%d*$')
+  if not is_one or #counter > 16 then error('not an integer') end
   return counter + 0
 end
 
