@@ -202,7 +202,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "no fence at all: a commit that is sent again is applied again",
         lua=[
             ("fences", "if not mine(A[j] + 0, A[j + 1]) then return 'gone' end", ""),
-            ("plain", "if not mine(s, entry) then return 'gone' end", ""),
+            ("plain", "if not mine(s, A[i + 7]) then return nil, 'gone' end", ""),
         ],
     ),
     Mutant(
@@ -275,7 +275,11 @@ MUTANTS: tuple[Mutant, ...] = (
                 "local free = (queue or closed) and 0 or math.min(LIMIT[s] - n + k, MOST)",
                 "local free = MOST",
             ),
-            ("plain", "return n >= LIMIT[s] and nil end", "return false end"),
+            (
+                "plain",
+                "if left == 0 then return not is_full, false end",
+                "if left == 0 then return true, false end",
+            ),
         ],
     ),
     Mutant(
