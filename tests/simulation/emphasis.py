@@ -43,6 +43,8 @@ class Emphasis(NamedTuple):
     weather: Callable[[Random], Weather] | None = None
     #: Seconds for which things go wrong: from, to.
     lasts: tuple[float, float] = (3, 25)
+    #: Seconds after the last fault in which every run has to end.
+    patience: float = 240.0
     #: How many workers there are, and how many steps one of them runs at once.
     workers: tuple[int, ...] = (1, 2, 3)
     places: tuple[int, ...] = (1, 2, 5, 20)
@@ -69,6 +71,7 @@ CLOCKS: Final = Emphasis(
     lasts=(10, 20),
     workers=(3, 4),
     sweep=0.3,
+    patience=480.0,
     words=("sleep", "sleep", "sleep"),
 )
 #: Long enough for a loop that is blocked until its work counts as lost.

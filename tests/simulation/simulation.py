@@ -60,8 +60,6 @@ from tests.simulation.workload import (
 RETENTION = 600.0
 #: Seconds by which Redis' clock is wrong at most.
 FURTHEST = 20.0
-#: Seconds after the last fault in which every run has to end.
-PATIENCE = 240.0
 #: How many workers a job may kill.
 MAX_DELIVERIES = 3
 #: Leases for which a step may block its loop: fewer than in life, as a simulation is shorter.
@@ -279,8 +277,9 @@ class Simulation:
             self._start_client(number)
         if self._faulty:
             await self._storm()
-        await self._until(self._all_ended, PATIENCE, "D8", "runs go on")
-        await self._until(self._all_seen, PATIENCE, "D8", "clients wait")
+        patience = self.emphasis.patience
+        await self._until(self._all_ended, patience, "D8", "runs go on")
+        await self._until(self._all_seen, patience, "D8", "clients wait")
         self._check_runs()
         await self._rest()
 
