@@ -216,9 +216,12 @@ class Record:
         elif command == "HINCRBY" and words[2].startswith(b"s:"):
             self._counted(key, words[2], by=int(words[3]))
         elif command == "HSET" and ":" not in key.rpartition(":run:")[2]:
-            for name, value in zip(words[2::2], words[3::2], strict=True):
-                if name.startswith(b"s:"):
-                    self._counted(key, name, to=int(value))
+            self._recorded(key, words)
+
+    def _recorded(self, key: str, words: list[bytes]) -> None:
+        for name, value in zip(words[2::2], words[3::2], strict=True):
+            if name.startswith(b"s:"):
+                self._counted(key, name, to=int(value))
 
     def _counted(self, key: str, name: bytes, *, by: int = 0, to: int | None = None) -> None:
         slot = (key.rpartition(":run:")[2], name[2:].decode())
