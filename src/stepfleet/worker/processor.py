@@ -199,8 +199,6 @@ class Processor:
 
     def surplus(self, arrivals: Sequence[Arrival], free: int) -> list[Arrival]:
         """Return what came of steps that are not brief beyond the places that were free."""
-        if len(arrivals) <= free:
-            return []
         return [one for one in arrivals if not self.is_brief(one.route)][free:]
 
     @property

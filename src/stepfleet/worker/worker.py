@@ -377,8 +377,10 @@ class Worker:
             if self._draining:
                 await self._give_back(arrivals)
                 continue
-            surplus = self._processor.surplus(arrivals, free)
-            await self._begin([one for one in arrivals if one not in surplus], was_full=is_full)
+            surplus = self._processor.surplus(arrivals, free) if len(arrivals) > free else []
+            if surplus:
+                arrivals = [one for one in arrivals if one not in surplus]
+            await self._begin(arrivals, was_full=is_full)
             await self._give_back(surplus)
 
     async def _begin(self, arrivals: Sequence[Arrival], *, was_full: bool) -> None:
