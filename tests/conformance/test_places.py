@@ -528,7 +528,34 @@ async def test_what_a_read_brings_beyond_the_places_goes_to_a_worker_that_has_so
     await eventually(lambda: running == 2, SOON)
     monkeypatch.undo()
     await fleet.add_worker(Flow(), concurrency=3)
-    await eventually(lambda: running == 5, SOON / 2)
+    await eventually(lambda: running == 5, worker_module.LATE / 2)
     assert len(full.processor.held) == 2
     gate.set()
     await asyncio.gather(*handlers)
+
+
+async def test_nothing_goes_back_because_one_of_many_short_steps_took_longer(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Consumer.read
+    brought: list[int] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            return StopEvent()
+
+    async def one_takes_longer(self: Consumer, free: int, **options: Any) -> Any:
+        arrivals = await read(self, free, **options)
+        if len(arrivals) > free:
+            brought.append(len(arrivals))
+            worker.processor._paces.of(arrivals[0].route).lasts(0.005)
+        return arrivals
+
+    worker = await fleet.add_worker(Flow(), concurrency=10)
+    monkeypatch.setattr(Consumer, "read", one_takes_longer)
+    for _ in range(10):
+        await asyncio.gather(*await fleet.client.start_many(Flow, [{}] * 100))
+    assert brought
+    told = await fleet.call("XRANGE", fleet.keys.ends, "-", "+")
+    assert [fields for _, fields in told if worker_module.RETURNED.encode() in fields] == []

@@ -197,9 +197,10 @@ class Processor:
         """Tell whether as many of a step as may run at once end soon, even one after the other."""
         return self._paces.of(route).seconds * self._concurrency <= SOON
 
-    def surplus(self, arrivals: Sequence[Arrival], free: int) -> list[Arrival]:
-        """Return what came of steps that are not brief beyond the places that were free."""
-        return [one for one in arrivals if not self.is_brief(one.route)][free:]
+    @property
+    def ends_soon(self) -> bool:
+        """Whether any of the running executions is likely to end soon, so that what stands in line begins."""
+        return self._paces.soon() > 0
 
     @property
     def held(self) -> Collection[tuple[Route, str]]:

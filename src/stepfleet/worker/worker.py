@@ -56,6 +56,8 @@ VERSION: Final = version("stepfleet")
 #: Seconds after which a delivery that stands in line behind steps that take longer than expected goes back:
 #: what was read ahead is begun within 20 ms, or some seconds where steps block the loop.
 LATE: Final = 5.0
+#: The same where none of the running steps is likely to end soon.
+STRANDED: Final = 0.5
 #: Status under which a draining worker announces that it handed deliveries back.
 RETURNED: Final = "returned"
 
@@ -377,11 +379,7 @@ class Worker:
             if self._draining:
                 await self._give_back(arrivals)
                 continue
-            surplus = self._processor.surplus(arrivals, free) if len(arrivals) > free else []
-            if surplus:
-                arrivals = [one for one in arrivals if one not in surplus]
             await self._begin(arrivals, was_full=is_full)
-            await self._give_back(surplus)
 
     async def _begin(self, arrivals: Sequence[Arrival], *, was_full: bool) -> None:
         for arrival in arrivals:
@@ -408,7 +406,7 @@ class Worker:
         self._sweep_now.set()
 
     async def _give_back(self, arrivals: Sequence[Arrival]) -> None:
-        """Let others have at once what was read and will not begin here soon."""
+        """Let others have at once what was read and will not begin here."""
         if not arrivals:
             return
         try:
@@ -448,7 +446,7 @@ class Worker:
                     self._sweep_now.set()
                 if any(one.is_parent for one in told):
                     self._children_left.set()
-                await self._hand_back_line(LATE)
+                await self._hand_back_line(LATE if self._processor.ends_soon else STRANDED)
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
