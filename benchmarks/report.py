@@ -113,16 +113,19 @@ def cpu_lines() -> list[str]:
 def goals(series: Series) -> list[str]:
     medians: Medians = {key: statistics.median(one.values()) for key, one in series.items()}
     look = Look(medians)
-    lines = ["", "## Goals", "", "| measure | goal | figure | |", "| --- | --- | --- | --- |"]
+    lines = [
+        *("", "## Goals", "", "A figure is compared as it is shown, with three digits.", ""),
+        *("| measure | goal | figure | |", "| --- | --- | --- | --- |"),
+    ]
     for goal in GOALS:
         figure = goal.figure(look)
         if figure is None:
             lines.append(f"| {goal.text} | {goal.direction} {goal.bound:,g} | not measured | |")
             continue
-        told = "reached" if goal.reached(figure) else f"**{figure / goal.bound:.2f} x the goal**"
-        lines.append(
-            f"| {goal.text} | {goal.direction} {goal.bound:,g} | {number(figure)} | {told} |"
-        )
+        shown = number(figure)
+        is_reached = goal.reached(float(shown.replace(",", "")))
+        told = "reached" if is_reached else f"**{figure / goal.bound:.2f} x the goal**"
+        lines.append(f"| {goal.text} | {goal.direction} {goal.bound:,g} | {shown} | {told} |")
     return lines
 
 

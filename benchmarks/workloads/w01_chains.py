@@ -10,7 +10,7 @@ TITLE = "W1: chains of three steps that do nothing"
 
 
 async def idle(peer: Any) -> Figures:
-    return await latency(peer, "chain", range(15 if QUICK else 50), 3)
+    return await latency(peer, "chain", range(15 if QUICK else 200), 3)
 
 
 async def five_hundred(peer: Any) -> Figures:

@@ -10,7 +10,7 @@ TITLE = "W2: runs of one step, one after the other and 2,000 (QUICK: 500) at onc
 
 
 async def idle(peer: Any) -> Figures:
-    return await latency(peer, "one", range(20 if QUICK else 100), 1)
+    return await latency(peer, "one", range(20 if QUICK else 300), 1)
 
 
 async def many(peer: Any) -> Figures:
