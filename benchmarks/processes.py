@@ -110,7 +110,7 @@ class Session:
         """
         self._server = self._start_server(self._persistence)
         self.workers = self._start_workers(self._count)
-        self._driver = self._start_driver()
+        self.driver = self._start_driver()
         self._ready(self._count)
 
     def _start_server(self, server: str) -> subprocess.Popen[bytes]:
@@ -165,10 +165,10 @@ class Session:
         Raises:
             DidNotRun: it raised, ended or did not answer in time.
         """
-        assert self._driver.stdin is not None
+        assert self.driver.stdin is not None
         try:
-            self._driver.stdin.write(json.dumps(question).encode() + b"\n")
-            self._driver.stdin.flush()
+            self.driver.stdin.write(json.dumps(question).encode() + b"\n")
+            self.driver.stdin.flush()
         except BrokenPipeError:
             raise DidNotRun(f"its driver ended: {self._last_words()}") from None
         answer = self._read(seconds + GRACE_SECONDS)
@@ -177,10 +177,10 @@ class Session:
         return answer
 
     def _read(self, seconds: float) -> dict[str, Any]:
-        assert self._driver.stdout is not None
-        if not select.select([self._driver.stdout], [], [], seconds)[0]:
+        assert self.driver.stdout is not None
+        if not select.select([self.driver.stdout], [], [], seconds)[0]:
             raise DidNotRun(f"no answer after {seconds:.0f} s: {self._last_words()}")
-        line = self._driver.stdout.readline()
+        line = self.driver.stdout.readline()
         if not line:
             raise DidNotRun(f"its driver ended: {self._last_words()}")
         return json.loads(line)
@@ -204,7 +204,7 @@ class Session:
             "Redis bytes": info["used_memory"],
             "Redis seconds": cpu_seconds([self._server.pid]),
             "worker seconds": cpu_seconds(self.worker_pids()),
-            "producer seconds": cpu_seconds(family(self._driver.pid)),
+            "producer seconds": cpu_seconds(family(self.driver.pid)),
             "machine seconds": busy_seconds(),
         }
 
