@@ -18,6 +18,7 @@ from stepfleet.storage.keys import GROUP
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker import processor
 from stepfleet.worker import worker as worker_module
+from stepfleet.worker.hand_back import RETURNED
 from stepfleet.worker.pace import Paces
 from tests.conformance.place import Place
 from tests.support.wait import eventually
@@ -230,7 +231,7 @@ async def test_a_full_worker_takes_lost_work_over_before_it_reads_new_work(fleet
     await eventually(lambda: ran == ["long", "handed back"], SOON)
     handlers += await fleet.client.start_many(Flow, [{"name": f"new {n}"} for n in range(3)])
     leaving.stop()
-    await eventually(lambda: full._reclaim_is_due, SOON)  # it was told, and has no room
+    await eventually(lambda: full._sweep.reclaim_is_due, SOON)  # it was told, and has no room
     go_on.set()
     assert await asyncio.gather(*handlers) == ["long", "handed back", "new 0", "new 1", "new 2"]
     assert ran == ["long", "handed back", "handed back", "new 0", "new 1", "new 2"]
@@ -429,12 +430,12 @@ async def test_a_full_worker_that_reads_ahead_waits_for_a_place_to_take_lost_wor
     full = await fleet.add_worker(Flow(), concurrency=1, sweep=timedelta(seconds=60))
     handlers = await fleet.client.start_many(Flow, [{"name": name} for name in gates])
     await eventually(lambda: len(full.processor.held) == 2 and len(ran) == 1, SOON)
-    full._reclaim_is_due = True
+    full._sweep.reclaim_is_due = True
     gates[ran[0]].set()
     await eventually(lambda: len(ran) == 2, SOON)  # it is full again, and its loop turns
     gates[ran[1]].set()
     await asyncio.gather(*handlers)
-    await eventually(lambda: not full._reclaim_is_due, SOON)
+    await eventually(lambda: not full._sweep.reclaim_is_due, SOON)
 
 
 @pytest.mark.parametrize("drains", [False, True])
@@ -558,4 +559,4 @@ async def test_nothing_goes_back_because_one_of_many_short_steps_took_longer(
         await asyncio.gather(*await fleet.client.start_many(Flow, [{}] * 100))
     assert brought
     told = await fleet.call("XRANGE", fleet.keys.ends, "-", "+")
-    assert [fields for _, fields in told if worker_module.RETURNED.encode() in fields] == []
+    assert [fields for _, fields in told if RETURNED.encode() in fields] == []

@@ -23,8 +23,9 @@ from stepfleet.storage.keys import GROUP
 from stepfleet.storage.state import RedisPort
 from stepfleet.worker import execution, processor
 from stepfleet.worker.heartbeat import Heartbeat
+from stepfleet.worker.janitor import Janitor
+from stepfleet.worker.sweep import Sweep
 from stepfleet.worker.timers import Timers
-from stepfleet.worker.worker import Worker
 from tests.simulation.simulation import simulate
 
 #: Seeds within which every mutant has to be caught.
@@ -130,7 +131,7 @@ def _gives_up(lost: Callable[[Commit], bool]) -> Callable[[Any], Any]:
     return change
 
 
-async def _nothing(self: Any, *args: Any) -> None:
+async def _nothing(self: Any, **_: Any) -> None:
     """Stands for what is forgotten."""
 
 
@@ -152,14 +153,14 @@ def _numbered(original: Any) -> Any:
 
 
 def _tidies_first(tidy: Any) -> Any:
-    async def forgetful(self: Worker) -> None:
+    async def forgetful(self: Janitor) -> None:
         keys = self._fleet.keys
-        while ended := await self._calls.call("LPOP", keys.tidy):
+        while ended := await self._link.call("LPOP", keys.tidy):
             run_id = ended.decode()
-            further = await self._calls.call("SMEMBERS", keys.further(run_id))
-            left = await self._calls.call("PTTL", keys.run(run_id))
+            further = await self._link.call("SMEMBERS", keys.further(run_id))
+            left = await self._link.call("PTTL", keys.run(run_id))
             names = [*further, keys.further(run_id)]
-            await self._calls.calls([("PEXPIRE", name, max(left, 1)) for name in names])
+            await self._link.calls([("PEXPIRE", name, max(left, 1)) for name in names])
 
     return forgetful
 
@@ -245,9 +246,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "no audit of what was read and never arrived",
-        python=[(Worker, "_audit", lambda _: _nothing)],
+        python=[(Sweep, "_audit", lambda _: _nothing)],
     ),
-    Mutant("nobody reclaims from the dead", python=[(Worker, "_reclaim", lambda _: _nothing)]),
+    Mutant("nobody reclaims from the dead", python=[(Sweep, "reclaim", lambda _: _nothing)]),
     Mutant(
         "the lease is written once and never renewed",
         python=[(Heartbeat, "_beats", lambda _: _beats_never)],
@@ -420,7 +421,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("nobody looks at timers", python=[(Timers, "fire", lambda _: _nothing)]),
     Mutant(
         "keys of an ended run are forgotten before they expire",
-        python=[(Worker, "tidy", _tidies_first)],
+        python=[(Janitor, "tidy", _tidies_first)],
     ),
 )
 

@@ -39,6 +39,9 @@ _LOOKING: Final = (
     "stepfleet.embedded.memory",
     "stepfleet.storage.",
     "stepfleet.worker.heartbeat",
+    "stepfleet.worker.janitor",
+    "stepfleet.worker.sweep",
+    "stepfleet.worker.timers",
     "stepfleet.worker.worker",
 )
 

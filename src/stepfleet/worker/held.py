@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepfleet.core.commit import Answer
@@ -48,3 +49,14 @@ def log_fields(delivery: Delivery) -> tuple[str, str, str, str, int]:
     """Return what `instrumentation.enter_step_log` takes."""
     route, attempt = delivery.route, max(delivery.record.attempt, 1)
     return route.workflow, delivery.run_id, route.step, delivery.id, attempt
+
+
+def named(running: Sequence[Held], now: float) -> str:
+    """Name the longest running: `fetch (run a1, 12 s), parse (run b2, 3 s) and 4 more`."""
+    shown = [
+        f"{held.delivery.route.step or 'a waiting event'} "
+        f"(run {held.delivery.run_id}, {now - held.started:.0f} s)"
+        for held in running[:5]
+    ]
+    more = f" and {len(running) - 5} more" if len(running) > 5 else ""
+    return ", ".join(shown) + more

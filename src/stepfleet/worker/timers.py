@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Any, cast
+from contextlib import suppress
+from math import inf
+from typing import Any, Final, cast
 
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.core import endings, history
 from stepfleet.core.commit import Commit, DropTimer, Emit, Has, Save, TimerFence
-from stepfleet.errors import DecodeError, StoreRefused
+from stepfleet.errors import DecodeError, StoreError, StoreRefused
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
 from stepfleet.storage.reader import RunReader, damage
 from stepfleet.storage.scripts import script
 from stepfleet.wire import Expiry, Promotion, decode_record, decode_timer, encode_timer
+from stepfleet.worker.outage import Outage
 from stepfleet.worker.system import answered
 
 logger = logging.getLogger("stepfleet.worker.timers")
 
+#: Seconds between two looks, if nothing is due earlier.
+LOOK: Final = 0.5
 #: Timers fired at once.
-MOST = 200
+MOST: Final = 200
 
 
 class Timers:
@@ -32,6 +38,30 @@ class Timers:
         self._committer = committer
         self._reader = reader
         self._codec = Codec(TypeRegistry())
+        self._is_near = asyncio.Event()
+        self._next_look = 0.0
+
+    def expect(self, seconds: float) -> None:
+        """Look by then: something that this process has set is due in so many seconds."""
+        if self._fleet.clock.steady() + seconds < self._next_look:
+            self._is_near.set()
+
+    async def run(self, outage: Outage) -> None:
+        """Fire whatever gets due."""
+        while True:
+            self._is_near.clear()
+            self._next_look = inf
+            try:
+                until = await self.fire()
+                outage.over()
+            except StoreError as error:
+                await outage.pause(error)
+                continue
+            pause = LOOK if until is None else min(LOOK, until)
+            self._next_look = self._fleet.clock.steady() + pause
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._is_near.wait()
 
     async def fire(self) -> float | None:
         """Fire what is due and return the seconds until the next timer, None if there is none.

@@ -10,42 +10,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
-from math import inf
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from stepfleet.codec import Codec, TypeRegistry
-from stepfleet.core import endings
 from stepfleet.core.commit import Route
-from stepfleet.core.delivery import Delivery
 from stepfleet.core.plan import Plan
 from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
 from stepfleet.planning import definition_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Arrival, Consumer
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.link import BLOCK, Arg
 from stepfleet.storage.reader import RunReader, encode_definition
 from stepfleet.storage.run_store import RunStore
+from stepfleet.worker.hand_back import RETURNED, HandBack
 from stepfleet.worker.heartbeat import Heartbeat
+from stepfleet.worker.held import named
+from stepfleet.worker.janitor import Janitor
 from stepfleet.worker.observer import Observer
 from stepfleet.worker.outage import Outage
-from stepfleet.worker.processor import Held, Processor
+from stepfleet.worker.processor import Processor
+from stepfleet.worker.sweep import Sweep
 from stepfleet.worker.taking import Taking
 from stepfleet.worker.timers import Timers
 from stepfleet.workflow import Runtime, Workflow
 
 logger = logging.getLogger("stepfleet.worker")
 
-#: Seconds between looks at ended runs, long-running steps and due timers.
+#: Seconds between looks at ended runs and long-running steps.
 TICK: Final = 0.5
-#: Seconds within which the children of an ended run are ended.
-TIDY_WITHIN: Final = 0.3
-#: Seconds between two rounds of the janitor.
-JANITOR: Final = 60.0
-#: Ended runs whose keys are expired at once.
-TIDIED: Final = 500
-#: Age after which what a dead worker left is removed.
-TOMBSTONE_MS: Final = 3_600_000
 #: Seconds without a turn of the read loop after which it counts as stuck: a connection and a blocking
 #: read, each with its time-out, take less.
 STUCK: Final = 30.0
@@ -58,8 +49,6 @@ VERSION: Final = version("stepfleet")
 LATE: Final = 5.0
 #: The same where none of the running steps is likely to end soon.
 STRANDED: Final = 0.5
-#: Status under which a draining worker announces that it handed deliveries back.
-RETURNED: Final = "returned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +95,9 @@ class Worker:
         self._draining = False
         self._stop = asyncio.Event()
         self._limit_passed = asyncio.Event()
-        self._sweep_now = asyncio.Event()
-        self._children_left = asyncio.Event()
-        self._codec = Codec(TypeRegistry())
-        self._timer_is_near = asyncio.Event()
-        self._next_look = 0.0
         self._finished_reads = 0
-        self._reclaim_is_due = False
         self._last_turn = fleet.clock.steady()
         self._crashed = False
-        self._suspicious: dict[tuple[int, str], int] = {}
-        self._audit_soon = False
         #: What waits for a Redis that is away.
         self._away: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -131,24 +112,13 @@ class Worker:
             consumer,
             lease=lease,
             describe=self._describe,
-            running=lambda: _names(self._processor.running, self._fleet.clock.steady()),
+            running=lambda: named(self._processor.running, self._fleet.clock.steady()),
         )
         self._consumer = Consumer(
             self._reads, self._calls, self._fleet.keys, self._routes(), consumer=consumer
         )
-        store = RunStore(
-            self._commits,
-            self._fleet.keys,
-            consumer=consumer,
-            bounds=self._fleet.bounds,
-            taker=Taking(
-                self._consumer, is_idle=self._is_idle, took=self._took, missed=self._missed
-            ),
-        )
-        beside = RunStore(
-            self._more_commits, self._fleet.keys, consumer=consumer, bounds=self._fleet.bounds
-        )
-        self._committer = Committer(store, beside=beside, random=self._fleet.random)
+        self._committer = self._new_committer(consumer)
+        self._timers = Timers(self._fleet, self._calls, self._committer, self._reader)
         self._processor = Processor(
             self._fleet,
             self._committer,
@@ -160,12 +130,40 @@ class Worker:
             locks=self._heartbeat.locks,
             runtime=self._runtime,
             observer=self._observer,
-            suspect_left=self._sweep_now.set,
-            timer_set=self._timer_set,
+            suspect_left=lambda: self._sweep.soon(),  # noqa: PLW0108 - made behind this
+            timer_set=self._timers.expect,
         )
         for plan, instance in self._workflows.values():
             self._processor.serve(plan, instance)
-        self._timers = Timers(self._fleet, self._calls, self._committer, self._reader)
+        self._janitor = Janitor(
+            self._fleet, self._calls, self._consumer, self._committer, self._reader, lease=lease
+        )
+        self._sweep = Sweep(
+            self._fleet,
+            self._consumer,
+            self._processor,
+            self._heartbeat,
+            self._janitor,
+            self._observer,
+            every=self._options.sweep.total_seconds(),
+            finished_reads=lambda: self._finished_reads,
+            is_draining=lambda: self._draining,
+        )
+        self._hand_back = HandBack(
+            self._calls, self._fleet.keys.ends, self._consumer, self._committer, self._processor
+        )
+
+    def _new_committer(self, consumer: str) -> Committer:
+        taker = Taking(
+            self._consumer,
+            is_idle=self._is_idle,
+            took=self._took,
+            missed=lambda: self._sweep.answer_lost(),  # noqa: PLW0108 - made behind this
+        )
+        keys, bounds = self._fleet.keys, self._fleet.bounds
+        store = RunStore(self._commits, keys, consumer=consumer, bounds=bounds, taker=taker)
+        beside = RunStore(self._more_commits, keys, consumer=consumer, bounds=bounds)
+        return Committer(store, beside=beside, random=self._fleet.random)
 
     @property
     def consumer(self) -> str:
@@ -234,6 +232,14 @@ class Worker:
             "running": len(self._processor.held),
         }
 
+    async def tidy(self) -> None:
+        """Expire what the end of a run could not name.
+
+        Raises:
+            ConnectionLost, StoreRefused: Redis is away or refuses.
+        """
+        await self._janitor.tidy()
+
     def forget_workflows(self) -> None:
         """Keep no workflow instance any longer: no run of them is live."""
         for name in self._workflows:
@@ -265,6 +271,7 @@ class Worker:
             await self._close()
             raise
         self._start_loops()
+        self._start("tick", self._tick_loop())
         logger.info(
             "worker is ready: consumer=%s workflows=%s concurrency=%s",
             self.consumer,
@@ -297,20 +304,20 @@ class Worker:
                 raise reply
 
     def _start_loops(self) -> None:
-        self._start(
-            commit=self._committer.run(),
-            read=self._read_loop(),
-            tick=self._tick_loop(),
-            timers=self._timer_loop(),
-            sweep=self._sweep_loop(),
-            orphans=self._orphan_loop(),
-        )
+        """Start what works under the name that was just taken."""
+        self._start("commit", self._committer.run())
+        self._start("read", self._read_loop())
+        self._start("timers", self._timers.run(self._outage("looking at timers")))
+        self._start("sweep", self._sweep.run(self._outage("sweeping")))
+        self._start("orphans", self._janitor.run(self._outage("ending child runs")))
 
-    def _start(self, **loops: Coroutine[Any, Any, None]) -> None:
-        for name, loop in loops.items():
-            task = asyncio.create_task(loop, name=f"stepfleet-{name}")
-            task.add_done_callback(self._loop_ended)
-            self._tasks.append(task)
+    def _start(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(loop, name=f"stepfleet-{name}")
+        task.add_done_callback(self._loop_ended)
+        self._tasks.append(task)
+
+    def _outage(self, doing: str) -> Outage:
+        return Outage(doing, self._fleet.random, self._away)
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -335,14 +342,14 @@ class Worker:
     # -- reading -----------------------------------------------------------------------------------
 
     async def _read_loop(self) -> None:
-        outage = Outage("reading", self._fleet.random, self._away)
+        outage = self._outage("reading")
         while not self._draining:
             self._last_turn = self._fleet.clock.steady()
             if self._heartbeat.buried:
                 await asyncio.sleep(TICK)  # the tick takes a new name
                 continue
             # The first places that get free are for what others left: a full worker could take nothing over.
-            due = self._reclaim_is_due
+            due = self._sweep.reclaim_is_due
             free = self._processor.places if due else self._processor.free
             if free == 0:
                 self._processor.capacity.clear()
@@ -350,7 +357,7 @@ class Worker:
                 continue
             try:
                 if due:
-                    await self._reclaim(True)
+                    await self._sweep.reclaim(returned=True)
                     continue
                 consumer = self._consumer
                 is_full = self._processor.places == 0
@@ -377,7 +384,7 @@ class Worker:
             if consumer is not self._consumer:
                 continue  # of a name that was buried meanwhile: reclaimed
             if self._draining:
-                await self._give_back(arrivals)
+                await self._hand_back.what_was_read(arrivals)
                 continue
             await self._begin(arrivals, was_full=is_full)
 
@@ -401,25 +408,6 @@ class Worker:
         if consumer is self._consumer and not self._draining:
             self._processor.accept(arrival)
 
-    def _missed(self) -> None:
-        self._audit_soon = True
-        self._sweep_now.set()
-
-    async def _give_back(self, arrivals: Sequence[Arrival]) -> None:
-        """Let others have at once what was read and will not begin here."""
-        if not arrivals:
-            return
-        try:
-            rows = [(arrival.route, arrival.entry) for arrival in arrivals]
-            await self._tell_returned(await self._consumer.give_back(rows))
-        except StoreError as error:
-            logger.debug("it goes back when this worker leaves: error=%s", error)
-
-    async def _tell_returned(self, count: int) -> None:
-        if count:
-            await self._calls.call("XADD", self._fleet.keys.ends, "*", "r", "", "s", RETURNED)
-            logger.warning("handed back: count=%d", count)
-
     async def _recreate(self) -> None:
         try:
             await self._consumer.create_groups()
@@ -430,7 +418,7 @@ class Worker:
     # -- periodic work -----------------------------------------------------------------------------
 
     async def _tick_loop(self) -> None:
-        last_end, outage = "", Outage("looking at ended runs", self._fleet.random, self._away)
+        last_end, outage = "", self._outage("looking at ended runs")
         while True:
             self._processor.look_at_paces()
             if self._heartbeat.buried:
@@ -443,167 +431,17 @@ class Worker:
                     last_end = told[-1].id
                     self._processor.runs_ended({one.run_id for one in told if one.run_id})
                 if any(one.status == RETURNED for one in told):
-                    self._sweep_now.set()
+                    self._sweep.soon()
                 if any(one.is_parent for one in told):
-                    self._children_left.set()
-                await self._hand_back_line(LATE if self._processor.ends_soon else STRANDED)
+                    self._janitor.children_left()
+                await self._hand_back.what_stands_in_line(
+                    LATE if self._processor.ends_soon else STRANDED
+                )
                 outage.over()
             except StoreError as error:
                 await outage.pause(error)
             # Who works for longer hears soon of a run that was cancelled; what is short ends sooner.
             await asyncio.sleep(TICK / 5 if self._processor.works_since(TICK / 5) else TICK)
-
-    async def _timer_loop(self) -> None:
-        outage = Outage("looking at timers", self._fleet.random, self._away)
-        while True:
-            self._timer_is_near.clear()
-            self._next_look = inf
-            try:
-                until = await self._timers.fire()
-                outage.over()
-            except StoreError as error:
-                await outage.pause(error)
-                continue
-            pause = TICK if until is None else min(TICK, until)
-            self._next_look = self._fleet.clock.steady() + pause
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._timer_is_near.wait()
-
-    def _timer_set(self, seconds: float) -> None:
-        if self._fleet.clock.steady() + seconds < self._next_look:
-            self._timer_is_near.set()
-
-    async def _orphan_loop(self) -> None:
-        """End the children of ended runs soon; the next sweep would find them as well."""
-        outage = Outage("ending child runs", self._fleet.random, self._away)
-        while True:
-            await self._children_left.wait()
-            self._children_left.clear()
-            # Every worker was told: those behind the first find nothing to do.
-            await asyncio.sleep(self._fleet.random.uniform(0, TIDY_WITHIN))
-            try:
-                await self.tidy()
-                outage.over()
-            except StoreError as error:
-                await outage.pause(error)
-
-    async def _sweep_loop(self) -> None:
-        sweep, last_clean, outage = (
-            self._options.sweep.total_seconds(),
-            0.0,
-            Outage("sweeping", self._fleet.random, self._away),
-        )
-        self._sweep_now.set()
-        while True:
-            pause = sweep * self._fleet.random.uniform(0.75, 1.25)
-            if self._audit_soon and self._suspicious:
-                # What a lost answer had is known by the second look, behind the next read.
-                self._audit_soon, pause = False, min(pause, BLOCK + TICK)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._sweep_now.wait()
-                handed_back = True
-            except TimeoutError:
-                handed_back = False
-            self._sweep_now.clear()
-            if self._draining:
-                return
-            try:
-                await self._reclaim(handed_back or self._heartbeat.work_was_returned)
-                await self._audit()
-                await self.tidy()
-                if self._fleet.clock.steady() - last_clean > JANITOR:
-                    last_clean = self._fleet.clock.steady()
-                    retention_ms = int(self._fleet.bounds.retention.total_seconds() * 1000)
-                    await self._consumer.clean(
-                        tombstone_ms=TOMBSTONE_MS,
-                        retention_ms=retention_ms,
-                        lease_ms=int(self._heartbeat.lease * 1000),
-                    )
-                outage.over()
-            except StoreError as error:
-                await outage.pause(error)
-
-    async def _reclaim(self, returned: bool) -> None:
-        buries_until_ms = self._heartbeat.buries_until_ms
-        if not returned and not (buries_until_ms and self._heartbeat.work_was_left):
-            self._reclaim_is_due = False
-            return
-        free = self._processor.places
-        self._reclaim_is_due = free == 0
-        if free == 0:
-            return
-        suspects = self._processor.suspects
-        async with suspects.on_their_way:
-            arrivals = await self._consumer.reclaim(
-                self._fleet.keys.leases,
-                most=free,
-                suspects=0 if suspects else 1,
-                buries_until_ms=buries_until_ms,
-                lease_ms=int(self._heartbeat.lease * 1000),
-            )
-            for arrival in arrivals:
-                if self._observer and isinstance(arrival, Delivery) and arrival.route.step:
-                    self._observer.reclaimed(arrival)
-                self._processor.accept(arrival)
-        if arrivals:
-            logger.warning("took over deliveries of other workers: count=%d", len(arrivals))
-            self._sweep_now.set()
-
-    async def _audit(self) -> None:
-        """Take what is pending here in two audits, with a finished read between them, and not held."""
-        held = self._consumer.held_rows(self._processor.held)
-        pending = await self._consumer.pending()
-        held |= self._consumer.held_rows(self._processor.held)
-        strays = [row for row in pending if row not in held]
-        unseen = [
-            row
-            for row in strays
-            if self._suspicious.get(row, self._finished_reads) < self._finished_reads
-        ]
-        self._suspicious = {row: self._suspicious.get(row, self._finished_reads) for row in strays}
-        for arrival in await self._consumer.audit(unseen):
-            logger.warning(
-                "a delivery was never seen here, it starts now: run_id=%s", arrival.run_id
-            )
-            self._processor.accept(arrival)
-
-    async def tidy(self) -> None:
-        """Expire what the end of a run could not name."""
-        keys = self._fleet.keys
-        while ended := await self._calls.call("LRANGE", keys.tidy, 0, TIDIED - 1):
-            runs = [raw.decode("utf-8", "replace") for raw in ended]
-            asked: list[tuple[Arg, ...]] = []
-            for run_id in runs:
-                asked += [("SMEMBERS", keys.further(run_id)), ("PTTL", keys.run(run_id))]
-            replies = await self._calls.calls(asked)
-            told: list[tuple[Arg, ...]] = []
-            await self._end_children(
-                [
-                    run_id
-                    for run_id, further in zip(runs, replies[::2], strict=True)
-                    if isinstance(further, list) and keys.children(run_id).encode() in further
-                ]
-            )
-            for raw, run_id, further, left in zip(
-                ended, runs, replies[::2], replies[1::2], strict=True
-            ):
-                # A run without an expiry is live: its id was used again after the retention.
-                if isinstance(further, list) and isinstance(left, int) and left != -1:
-                    names = [*cast("list[bytes]", further), keys.further(run_id)]
-                    told += [("PEXPIRE", name, max(left, 1)) for name in names]
-                # Last: what is cut off on its way is done again, by whoever looks next.
-                told.append(("LREM", keys.tidy, 1, raw))
-            await self._calls.calls(told)
-
-    async def _end_children(self, run_ids: Sequence[str]) -> None:
-        """Cancel what belongs to ended runs; each of these is tidied in its turn, with its own children."""
-        live = await self._reader.children(run_ids)
-        cancels = [endings.cancelled(name, workflow, self._codec) for name, workflow in live]
-        for answer in await asyncio.gather(*map(self._committer.commit, cancels)):
-            if answer.word == "broken":
-                logger.error("a child run cannot be ended, a key of it has a wrong type")
 
     async def _rise(self) -> None:
         """Go on under a new name: others have buried this one and took its work."""
@@ -623,20 +461,14 @@ class Worker:
         await asyncio.gather(*others, return_exceptions=True)
         self._tasks = [task for task in self._tasks if task not in others]
         self._new_identity()
-        outage = Outage("taking a new name", self._fleet.random, self._away)
+        outage = self._outage("taking a new name")
         while True:
             try:
                 await self._heartbeat.start()
                 break
             except StoreError as error:
                 await outage.pause(error)
-        self._start(
-            commit=self._committer.run(),
-            read=self._read_loop(),
-            timers=self._timer_loop(),
-            sweep=self._sweep_loop(),
-            orphans=self._orphan_loop(),
-        )
+        self._start_loops()
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -668,12 +500,12 @@ class Worker:
         self._processor.capacity.set()
         with suppress(StoreError, TimeoutError):  # then it goes back with the rest
             async with asyncio.timeout(1.0):
-                await self._hand_back_line(0.0)
+                await self._hand_back.what_stands_in_line(0.0)
         await self._until_empty()
         reading = next((task for task in self._tasks if task.get_name() == "stepfleet-read"), None)
         if reading is not None:
             await asyncio.wait([reading], timeout=3.0)
-        return await self._hand_back()
+        return await self._hand_back.everything()
 
     async def _until_empty(self) -> None:
         """Return when nothing is held any more, the limit has passed, or `stop_now` was called."""
@@ -687,7 +519,7 @@ class Worker:
             logger.info(
                 "draining: up to %.0f s for %s",
                 left,
-                _names(self._processor.running, clock.steady()),
+                named(self._processor.running, clock.steady()),
             )
             empty = asyncio.create_task(self._processor.empty.wait(), name="stepfleet-empty")
             await asyncio.wait(
@@ -697,37 +529,3 @@ class Worker:
             )
             empty.cancel()
         cut.cancel()
-
-    async def _hand_back_line(self, seconds: float) -> None:
-        """Let others begin what has stood in line here for so long."""
-        if rows := self._processor.let_go(seconds):
-            await self._tell_returned(await self._consumer.give_back(rows))
-
-    async def _hand_back(self) -> int:
-        rest = list(self._processor.held)
-        self._processor.drop_all("drain")
-        try:
-            async with asyncio.timeout(5.0):
-                await self._committer.drained()
-            pending = await self._consumer.pending()
-            unseen = set(pending) - self._consumer.held_rows(rest)
-            await self._tell_returned(
-                await self._consumer.hand_back([*rest, *self._consumer.rows_named(unseen)])
-            )
-            return len(rest)
-        except (StoreError, TimeoutError) as error:
-            logger.warning(
-                "could not hand back, the lease has to run out: count=%d error=%s", len(rest), error
-            )
-            return len(rest)
-
-
-def _names(running: Sequence[Held], now: float) -> str:
-    """Name the longest running steps: `fetch (run a1, 12 s), parse (run b2, 3 s) and 4 more`."""
-    shown = [
-        f"{held.delivery.route.step or 'a waiting event'} "
-        f"(run {held.delivery.run_id}, {now - held.started:.0f} s)"
-        for held in running[:5]
-    ]
-    more = f" and {len(running) - 5} more" if len(running) > 5 else ""
-    return ", ".join(shown) + more
