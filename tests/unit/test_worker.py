@@ -15,9 +15,13 @@ from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Delivery, Record
 from stepfleet.embedded.memory import memory_fleet
 from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.planning import make_plan
+from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.link import Link
+from stepfleet.storage.reader import RunReader
 from stepfleet.worker.outage import Outage
 from stepfleet.worker.worker import Worker
+from tests.support.flows import Chain
 
 
 class Cut:
@@ -114,6 +118,34 @@ async def test_a_worker_that_cannot_start_renews_no_lease() -> None:
     with pytest.raises(StoreRefused):
         await worker.run()
     assert [task.get_name() for task in asyncio.all_tasks() if "heartbeat" in task.get_name()] == []
+
+
+async def test_what_is_handed_back_behind_a_new_workers_first_sweep_is_announced_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It looks where the announcements end before it looks at what there is."""
+    looked: list[str] = []
+    swept = asyncio.Event()
+
+    async def last_end(_: RunReader) -> str:
+        looked.append("announcements")
+        return "0-0"
+
+    async def reclaim(_: Consumer, *args: Any, **options: Any) -> list[Any]:
+        looked.append("handed back")
+        swept.set()
+        return []
+
+    monkeypatch.setattr(RunReader, "last_end", last_end)
+    monkeypatch.setattr(Consumer, "reclaim", reclaim)
+    fleet, flow = memory_fleet(), Chain()
+    plan = make_plan(flow, "Chain", limits=fleet.limits, open_types=False)
+    worker = Worker(fleet, {"Chain": (plan, flow)})
+    working = asyncio.create_task(worker.run())
+    await swept.wait()
+    worker.stop()
+    await working
+    assert looked[:2] == ["announcements", "handed back"]
 
 
 class AtOnce(Random):

@@ -270,8 +270,9 @@ class Worker:
         except BaseException:
             await self._close()
             raise
-        self._start_loops()
+        # Before the first sweep: what is handed back behind that is announced behind the tick's first look.
         self._start("tick", self._tick_loop())
+        self._start_loops()
         logger.info(
             "worker is ready: consumer=%s workflows=%s concurrency=%s",
             self.consumer,
