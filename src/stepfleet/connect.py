@@ -16,10 +16,10 @@ from stepfleet.embedded.server import dev_server_url
 from stepfleet.errors import SettingsError
 from stepfleet.settings import Settings, resolve_redis_url
 from stepfleet.storage.beat import beat_caller
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import REPLY_TIMEOUT, Link, connector
-from stepfleet.storage.run_store import Bounds
 from stepfleet.workflow import Runtime
 
 

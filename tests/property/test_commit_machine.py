@@ -51,8 +51,8 @@ from stepfleet.core.commit import (
     Wait,
     Wake,
 )
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import GROUP
-from stepfleet.storage.run_store import Bounds
 from tests.scripts.rig import SYS, WORKFLOW, Entry, Rig, end
 
 #: Two types for one step with two slots, and a step with a ceiling over both runs.

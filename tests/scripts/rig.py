@@ -21,9 +21,12 @@ from stepfleet.core.commit import (
     TimerFence,
     Word,
 )
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import GROUP, SYSTEM, Keys
-from stepfleet.storage.run_store import Bounds, Packing, answer_of
+from stepfleet.storage.packing import Packing
+from stepfleet.storage.run_store import answer_of
 from stepfleet.storage.scripts import script
+from stepfleet.storage.words import write
 
 WORKFLOW = "Flow"
 #: Where events for waiters and wake-ups go.
@@ -113,7 +116,7 @@ class Rig:
         """Applies commits in one call."""
         packing = Packing(self.keys, consumer, self.bounds)
         for commit in commits:
-            packing.add(commit)
+            write(packing, commit)
         keys, args = packing.arguments()
         return [answer_of(raw) for raw in self.script("commit", keys, args)]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from stepfleet.core.commit import Commit, Route
-from stepfleet.storage.run_store import Packing
+from stepfleet.storage.packing import Packing
+from stepfleet.storage.words import write
 from tests.scripts.rig import NARROW, WIDE, Rig, cancel, emit, settle
 
 
 def taking(rig: Rig, commit: Commit, route: Route, consumer: str = "me") -> tuple[str, list[Any]]:
     """Applies a commit, and returns its word and what came behind it."""
     packing = Packing(rig.keys, consumer, rig.bounds)
-    packing.add(commit)
+    write(packing, commit)
     packing.taken_from = packing.stream(route)
     answer, *taken = rig.script("commit", *packing.arguments())
     return answer.decode(), taken

@@ -19,10 +19,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from stepfleet.clock import Clock
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Arg, Link
-from stepfleet.storage.run_store import Bounds
 from tests.simulation.loop import OWNER, Process, SimLoop
 from tests.simulation.server import EPOCH, Server
 from tests.simulation.workload import LEASE

@@ -31,8 +31,8 @@ from stepfleet.errors import (
 from stepfleet.handler import WorkflowHandler
 from stepfleet.planning import make_plan
 from stepfleet.storage import committer
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import Keys
-from stepfleet.storage.run_store import Bounds
 from stepfleet.wire import decode_public
 from stepfleet.worker import heartbeat
 from stepfleet.worker.worker import Worker, WorkerOptions

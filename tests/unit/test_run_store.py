@@ -13,10 +13,13 @@ from stepfleet.core import commit as c
 from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.embedded.memory import memory_fleet
 from stepfleet.errors import StoreRefused
-from stepfleet.storage import run_store
+from stepfleet.storage import words
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import Keys
-from stepfleet.storage.run_store import Bounds, Packing, RunStore, answer_of
+from stepfleet.storage.packing import Packing
+from stepfleet.storage.run_store import RunStore, answer_of
 from stepfleet.storage.scripts import PARTS, script
+from stepfleet.storage.words import write
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "commit"
 #: Raise it when the arguments of a commit change: workers of two versions run side by side, each
@@ -217,7 +220,7 @@ COMMITS: dict[str, list[Commit]] = {
 def packed(commits: list[Commit]) -> tuple[list[str], list[Any]]:
     packing = Packing(Keys("golden"), "consumer", Bounds())
     for commit in commits:
-        packing.add(commit)
+        write(packing, commit)
     return packing.arguments()
 
 
@@ -287,8 +290,8 @@ def test_an_answer_says_what_the_script_said(raw: bytes, answer: Answer) -> None
 def test_every_part_of_a_commit_can_be_packed() -> None:
     """A new fence, expectation or word without a writer would show only at run time."""
     writers: dict[type, Any] = {}
-    for name in ("_FENCES", "_EXPECTATIONS", "_WORDS"):
-        writers |= getattr(run_store, name)
+    for name in ("FENCES", "EXPECTATIONS", "WORDS"):
+        writers |= getattr(words, name)
     assert writers.keys() == {*get_args(c.Fence), *get_args(c.Expectation), *get_args(c.Word)}
 
 

@@ -29,10 +29,10 @@ from stepfleet.events import StartEvent
 from stepfleet.handler import WorkflowHandler
 from stepfleet.parents import outside_of_steps, parent_for
 from stepfleet.planning import cluster_name
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.fleet import BeatCall, Fleet
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import BLOCK, Arg, Link
-from stepfleet.storage.run_store import Bounds
 from stepfleet.storage.scripts import PARTS, Script, script
 from stepfleet.worker.worker import Worker, WorkerOptions
 from stepfleet.workflow import Workflow

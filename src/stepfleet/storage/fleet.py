@@ -11,9 +11,9 @@ from typing import Any
 
 from stepfleet.clock import Clock
 from stepfleet.codec import Limits
+from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link
-from stepfleet.storage.run_store import Bounds
 from stepfleet.storage.scripts import Script
 from stepfleet.tracing import Mode, Tracing, tracing_of
 
