@@ -13,7 +13,7 @@ from stepfleet.embedded.memory import memory_fleet
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
-from stepfleet.storage.reader import RunReader
+from stepfleet.storage.reader import RunReader, damage
 from stepfleet.storage.run_store import RunStore
 from stepfleet.wire import Expiry, Promotion, encode_timer
 from stepfleet.worker.timers import Timers
@@ -77,7 +77,7 @@ async def test_a_timer_of_a_broken_run_is_a_dead_letter(
     assert dict(zip(letter[::2], letter[1::2], strict=True)) == {
         b"run": b"broken",
         b"timer": b"broken/t",
-        b"reason": b"broken run",
+        b"reason": b"a key of the run is damaged: " + damage("broken").encode(),
         b"record": data,
     }
     assert await place.link.call("XLEN", place.keys.stream("Flow", "Work", "work")) == 1

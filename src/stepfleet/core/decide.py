@@ -99,7 +99,7 @@ def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> 
         case Lost():
             error = DeadLettered(
                 f"step {delivery.route.step!r} was given up: its worker died {delivery.deliveries - 1} times "
-                f"while it ran on a {delivery.record.type_id}"
+                f"while it ran on an event of type {delivery.record.type_id}"
             )
             return _dead(delivery, plan, error)
         case Unreadable():

@@ -131,6 +131,7 @@ class Strays:
         if plan is not None:
             end = endings.damaged(run_id, route.workflow, route.step, damage(run_id), plan.codec)
             self._committer.put(end)
-        about = ("run", run_id, "label", route.label)
-        letter = DeadLetter((*about, "delivery", delivery.id, "reason", "broken run"))
+        reason = f"a key of the run is damaged: {damage(run_id)}"
+        about = ("run", run_id, "label", route.label, "delivery", delivery.id)
+        letter = DeadLetter((*about, "reason", reason))
         return Commit(run_id, StrayFence(route, delivery.entry), [letter])

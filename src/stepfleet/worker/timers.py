@@ -139,10 +139,11 @@ class Timers:
             "run_id=%s timer=%s: dead letter, a key of the run has a wrong type", run_id, name
         )
         limit = ("MAXLEN", "~", self._fleet.bounds.dead_limit)
-        letter = ("run", run_id, "timer", name, "reason", "broken run", "record", data)
+        cure = damage(run_id)
+        reason = f"a key of the run is damaged: {cure}"
+        letter = ("run", run_id, "timer", name, "reason", reason, "record", data)
         await self._link.call("XADD", keys.dead, *limit, "*", *letter)
         await self._link.calls([("ZREM", keys.timers, member), ("HDEL", keys.timer_data, member)])
-        cure = damage(run_id)
         await self._committer.commit(endings.damaged(run_id, "", "", cure, self._codec))
 
 
