@@ -630,7 +630,7 @@ class RemoteRun:
         return RunStatus(
             run_id=self.run_id,
             workflow=record.workflow,
-            status="queued" if record.queued else record.status,
+            status=record.stands,
             started=_moment(record.started_ms),
             ended=_moment(record.ended_ms) if record.ended_ms else None,
             last_sequence=record.seq or (1 if record.ended_ms else 0),

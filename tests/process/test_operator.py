@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,7 +48,7 @@ def start_worker(server: RedisServer, tmp_path: Path) -> Iterator[Start]:
 
     def start(*arguments: object, **more: object) -> Program:
         settings = {"STEPFLEET_REDIS_URL": server.url, "STEPFLEET_SWEEP": "0.5s", **more}
-        worker = Program(WORKER, *arguments, "--lease", f"{LEASE}s", folder=tmp_path, **settings)
+        worker = Program(WORKER, "--lease", f"{LEASE}s", *arguments, folder=tmp_path, **settings)
         workers.append(worker)
         wait_until(lambda: "worker is ready" in worker.out, PATIENCE)
         return worker
@@ -68,12 +69,12 @@ def operator(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Operator:
 
 
 def started(server: RedisServer, *names: str) -> None:
-    """Starts a run of each workflow, with the workflow's name as its id."""
+    """Starts a run of each workflow, with the workflow's name as its id: a second one is `Name-2`."""
 
     async def main() -> None:
         async with Client(server.url) as client:
             for name in names:
-                await client.start(name, run_id=name)
+                await client.start(name.partition("-")[0], run_id=name)
 
     asyncio.run(main())
 
@@ -138,6 +139,85 @@ def test_why_names_a_paused_worker_that_holds_slots(
         "3 events wait for a slot: step work has num_workers=2, and 2 of its slots are taken",
     )
     says(operator, "workers", "silent")
+    cure = (
+        ", and no live worker serves step work of workflow Slow. Start a workflow-worker with it."
+    )
+    assert operator("why Slow").output.count(cure) == 2
+    other = start_worker(FLOWS, "--exclude-steps", "work")
+    says(operator, "why Slow", "for this type, though some have the workflow")
+    other.end()
+
+
+def test_why_says_that_another_worker_will_take_over_what_a_paused_one_holds(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    paused = start_worker(FLOWS, "--lease", "30s")
+    started(server, "Slow")
+    says(operator, "why Slow", "2 of its slots are taken", f":{paused.pid}:")
+    start_worker(FLOWS)
+    (name,) = (
+        row["worker"]
+        for row in rows_of(operator("workers --json"))
+        if f":{paused.pid}:" in row["worker"]
+    )
+    with redis.Redis(port=server.port) as raw:
+        paused.process.send_signal(signal.SIGSTOP)
+        # The last sign of life was 25 s ago: it has five seconds left.
+        raw.zadd("{default:0}:leases", {name: int(time.time() * 1000) + 5000})
+    says(
+        operator,
+        "why Slow",
+        "which has given no sign of life for 2",
+        ": another worker that serves the step takes it over when the lease of that one has run out",
+    )
+
+
+def test_why_names_the_runs_that_have_the_places_over_all_runs(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    worker = start_worker(FLOWS)
+    started(server, "Narrow", "Narrow-2", "Narrow-3")
+    says(
+        operator,
+        "why Narrow-3",
+        "1 event waits: step squeeze has max_concurrency=1 over all runs, and this run has place 2 in its "
+        "queue. The places are taken by Narrow (for ",
+        f":{worker.pid}:",
+        "): `stepfleet why Narrow`.",
+    )
+    worker.process.send_signal(signal.SIGSTOP)
+    says(operator, "why Narrow-3", "which has given no sign of life for ")
+
+
+def test_a_run_that_waits_for_its_turn_is_queued_and_why_names_the_one_before_it(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Lonely", "Lonely-2", "Lonely-3")
+    assert operator("why Lonely-3").output == (
+        "The run waits for its turn: workflow Lonely has num_concurrent_runs=1, and this run has place 2 in "
+        "the queue. It goes on when one of these ends: Lonely (`stepfleet why Lonely`).\n"
+    )
+    queued = rows_of(operator("runs list --status queued --json"))
+    assert [(row["run"], row["status"]) for row in queued] == [
+        ("Lonely-2", "queued"),
+        ("Lonely-3", "queued"),
+    ]
+    running = rows_of(operator("runs list --status running --json"))
+    assert [row["run"] for row in running] == ["Lonely"]
+
+
+def test_why_names_the_event_that_a_step_takes_from_outside(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Asking")
+    says(
+        operator,
+        "why Asking",
+        "Nothing of the run is pending",
+        "Its steps accept HumanResponseEvent (step take).",
+    )
 
 
 def test_why_names_an_event_that_the_live_workers_have_no_code_for(
@@ -359,6 +439,24 @@ def test_a_run_that_is_not_there_and_a_redis_that_is_away_are_one_line_on_stderr
         "start that server, or name another one by --redis-url or STEPFLEET_REDIS_URL"
         in unheard.err
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"runs {name}" for name in ("show", "events", "cancel -y", "resume", "delete -y")] + ["why"],
+)
+def test_what_can_be_no_id_of_a_run_is_said(operator: Operator, line: str) -> None:
+    failure = operator(f"{line} no-id!").exception
+
+    assert isinstance(failure, RunNotFound)
+    assert "'no-id!'" in str(failure)
+
+
+def test_what_can_be_no_id_of_a_dead_letter_is_said(operator: Operator) -> None:
+    failure = operator("dead show no-id").exception
+
+    assert isinstance(failure, RunNotFound)
+    assert str(failure).startswith("'no-id' is no id of a dead letter: `stepfleet dead list`")
 
 
 def test_a_damaged_run_is_said_with_its_cure(server: RedisServer, operator: Operator) -> None:

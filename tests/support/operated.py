@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
-from stepfleet.events import HumanResponseEvent
+from stepfleet.events import HumanResponseEvent, InputRequiredEvent
 from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_fixed
 
 
@@ -72,6 +72,36 @@ class Deadly(Workflow):
         return StopEvent(result="mended")
 
 
+class Narrow(Workflow):
+    """One execution of a step over all runs."""
+
+    @step(max_concurrency=1)
+    async def squeeze(self, ev: StartEvent) -> StopEvent:
+        await asyncio.sleep(600)
+        return StopEvent()
+
+
+class Lonely(Workflow):
+    """One run at once."""
+
+    @step
+    async def wait(self, ev: StartEvent) -> StopEvent:
+        await asyncio.sleep(600)
+        return StopEvent()
+
+
+class Asking(Workflow):
+    """A step of its own takes the answer of a human."""
+
+    @step
+    async def ask(self, ev: StartEvent) -> InputRequiredEvent:
+        return InputRequiredEvent()
+
+    @step
+    async def take(self, ev: HumanResponseEvent) -> StopEvent:
+        return StopEvent(result=ev.get("word"))
+
+
 class Quick(Workflow):
     @step
     async def only(self, ev: StartEvent, ctx: Context) -> StopEvent:
@@ -79,6 +109,10 @@ class Quick(Workflow):
         return StopEvent(result="quick")
 
 
-FLOWS = {flow.__name__: flow(timeout=None) for flow in (Joining, Slow, Human, Failing, Quick)}
+FLOWS: dict[str, Workflow] = {
+    flow.__name__: flow(timeout=None)
+    for flow in (Joining, Slow, Human, Asking, Failing, Narrow, Quick)
+}
+FLOWS["Lonely"] = Lonely(timeout=None, num_concurrent_runs=1)
 #: Served only by workers of their own.
 DEADLY = {"Deadly": Deadly(timeout=None)}

@@ -20,7 +20,7 @@ from stepfleet.cli.reach import (
 from stepfleet.cli.showing import Row, as_line, moment, show, tell
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.codec.shown import fields_of
-from stepfleet.errors import DecodeError, RunNotFound, SettingsError
+from stepfleet.errors import DecodeError, RunNotFound
 from stepfleet.storage.inspector import DeadLetter, Inspector
 from stepfleet.wire import decode_record
 
@@ -113,7 +113,7 @@ async def drop(reach: Reach, *, letter_ids: tuple[str, ...], yes: bool, as_json:
 
 async def _letter(inspector: Inspector, letter_id: str) -> DeadLetter:
     if not _ID.fullmatch(letter_id):
-        raise SettingsError(
+        raise RunNotFound(
             f"{letter_id!r} is no id of a dead letter: `stepfleet dead list` has them in its first "
             "column"
         )

@@ -16,6 +16,7 @@ from stepfleet.address import mask_url
 from stepfleet.cli.probe import refused, unanswered
 from stepfleet.connect import Client, fleet_of, resolve_url
 from stepfleet.errors import ConnectionLost, DecodeError, RunNotFound, StoreRefused
+from stepfleet.handler import WorkflowHandler
 from stepfleet.settings import Settings
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.inspector import Inspector
@@ -119,6 +120,18 @@ async def recorded(inspector: Inspector, run_id: str) -> RunRecord:
             "started here, or its retention has passed"
         )
     return record
+
+
+def handler_of(client: Client, run_id: str) -> WorkflowHandler:
+    """Attach to a run.
+
+    Raises:
+        RunNotFound: no run can have such an id.
+    """
+    try:
+        return client.handler(run_id)
+    except ValueError as error:
+        raise RunNotFound(f"{error}: `stepfleet runs list` has them in its first column") from error
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -11,6 +11,7 @@ from stepfleet.cli.exits import CRASHED, OK
 from stepfleet.cli.reach import (
     Reach,
     confirm,
+    handler_of,
     json_option,
     reaches_fleet,
     recorded,
@@ -56,7 +57,7 @@ async def list_runs(
             now_ms = await inspector.now_ms()
             rows: list[Row] = []
             async for run_id, record in inspector.runs():
-                if statuses and record.status not in statuses:
+                if statuses and record.stands not in statuses:
                     continue
                 if workflow is not None and record.workflow != workflow:
                     continue
@@ -78,7 +79,7 @@ async def show_run(reach: Reach, *, run_id: str, as_json: bool, watch: float | N
     async with reach.client() as client:
 
         async def render() -> None:
-            row = _details(await client.handler(run_id).status())
+            row = _details(await handler_of(client, run_id).status())
             if as_json:
                 click.echo(as_line(row))
                 return
@@ -101,7 +102,7 @@ async def show_events(
 ) -> None:
     """Print the public events of a run: sequence, type, fields."""
     async with reach.client() as client:
-        handler = client.handler(run_id)
+        handler = handler_of(client, run_id)
         status = await handler.status()
         if status.last_sequence <= after and not (follow and status.ended is None):
             return
@@ -125,7 +126,7 @@ async def cancel(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
     """Cancel live runs; their pending work is kept, so that they can be resumed."""
     async with reach.client() as client:
         for run_id in run_ids:
-            handler = client.handler(run_id)
+            handler = handler_of(client, run_id)
             status = await handler.status()
             if status.ended is not None:
                 row = {"run": run_id, "done": False, "status": status.status}
@@ -145,7 +146,7 @@ async def resume(reach: Reach, *, run_ids: tuple[str, ...], as_json: bool) -> No
     """Start new runs that go on from the work that cancelled or dead-lettered runs left."""
     async with reach.client() as client:
         for run_id in run_ids:
-            handler = await client.resume(run_id)
+            handler = await handler_of(client, run_id).resume()
             row = {"run": run_id, "goes_on_as": handler.run_id}
             tell(row, f"{run_id}: goes on as {handler.run_id}", as_json=as_json)
 
@@ -170,9 +171,9 @@ async def delete(reach: Reach, *, run_ids: tuple[str, ...], yes: bool, as_json: 
                 continue
             if is_live:
                 cure = f"`stepfleet runs cancel {run_id}` first"
-                click.echo(f"{run_id}: is {record.status}: {cure}", err=True)
+                click.echo(f"{run_id}: is {record.stands}: {cure}", err=True)
                 if as_json:
-                    click.echo(as_line({"run": run_id, "done": False, "status": record.status}))
+                    click.echo(as_line({"run": run_id, "done": False, "status": record.stands}))
                 code = CRASHED
                 continue
             confirm(f"Delete {run_id}, a run of {record.workflow} ({record.status})?", yes=yes)
@@ -188,7 +189,7 @@ def _row(run_id: str, record: RunRecord, now_ms: int, *, as_json: bool) -> Row:
     return {
         "run": run_id,
         "workflow": record.workflow,
-        "status": record.status,
+        "status": record.stands,
         "started": moment(record.started_ms),
         "took_ms" if as_json else "took": took if as_json else ago(took),
         "failed_step": record.step,

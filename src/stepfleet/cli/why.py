@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
+from stepfleet.cli import limits
 from stepfleet.cli.reach import (
     Reach,
     json_option,
@@ -16,19 +17,25 @@ from stepfleet.cli.reach import (
     repeat,
     watch_option,
 )
+from stepfleet.cli.sentences import (
+    TOLD,
+    Sentence,
+    is_well,
+    listed,
+    no_sign,
+    number_of,
+)
 from stepfleet.cli.showing import ago, on_one_line, tell
 from stepfleet.codec import Codec, TypeRegistry
 from stepfleet.errors import DecodeError
 from stepfleet.events import UnreconstructedException
 from stepfleet.instrumentation import masked
 from stepfleet.storage.inspector import DAMAGED, Inspector, WorkerRow
-from stepfleet.storage.reader import Definition, RunRecord, damage
+from stepfleet.storage.reader import RunRecord, damage
 from stepfleet.wire import Promotion, Waiter, decode_record
 
 #: Who has what a worker gave back when it left: nobody.
 RETURNED: Final = "returned"
-#: How many deliveries of one step are told one by one.
-TOLD: Final = 5
 #: Characters of an error's message that are told.
 MESSAGE: Final = 120
 #: How a timer's second word in `open` reads.
@@ -37,16 +44,6 @@ _TIMERS: Final = {
     "unreadable": "code that can read its event",
     "newer": "newer code",
 }
-
-
-class Sentence(NamedTuple):
-    """One thing that a run waits for."""
-
-    #: damaged, ended, continued, running, backlog, unserved, silent, slots, ceiling, join, wait, timer, lock,
-    #: dead, parked, idle, deadline
-    kind: str
-    step: str
-    text: str
 
 
 @click.command("why", short_help="Say what a run waits for.")
@@ -82,19 +79,15 @@ async def reasons(inspector: Inspector, run_id: str) -> AsyncGenerator[Sentence]
             yield sentence
         return
     told = False
-    for part in (case.deliveries, case.held, case.joins, case.waits, case.timers, case.edit):
+    limit = case.turn if record.queued else case.held
+    for part in (case.deliveries, limit, case.joins, case.waits, case.timers, case.edit):
         async for sentence in part():
             told = True
             yield sentence
     async for sentence in case.dead():
         yield sentence
     if not told:
-        yield Sentence(
-            "idle",
-            "",
-            "Nothing of the run is pending: its last steps returned None or events that no step "
-            "accepts. It waits for an event from outside, or for its time-out.",
-        )
+        yield await case.idle()
     async for sentence in case.deadline():
         yield sentence
 
@@ -144,81 +137,79 @@ class _Case:
         event_type, _, step = label.partition(":")
         told: list[Sentence] = []
         backlog = 0
+        unserved = self._unserved(
+            event_type, step, [row for row in workers.values() if is_well(row)]
+        )
         for entry in entries:
             taken = await self.inspector.taken(self.record.workflow, label, entry)
             if taken is None or taken.consumer == RETURNED:
                 backlog += 1
             elif len(told) < TOLD:
-                worker = workers.get(taken.consumer)
-                told.append(_held_by(step or "the workflow", taken.consumer, taken.idle_ms, worker))
+                what, worker = step or "the workflow", workers.get(taken.consumer)
+                told.append(_held_by(what, taken.consumer, taken.idle_ms, worker, unserved))
         left_out = len(entries) - backlog - len(told)
         if left_out:
             told.append(
                 Sentence("running", step, f"{left_out} more of step {step} are with workers.")
             )
         if backlog:
-            told.append(self._backlog(event_type, step, backlog, workers.values()))
+            told.append(self._backlog(event_type, step, backlog, list(workers.values())))
         return told
 
     def _backlog(
-        self, event_type: str, step: str, backlog: int, workers: Iterable[WorkerRow]
+        self, event_type: str, step: str, backlog: int, rows: Sequence[WorkerRow]
     ) -> Sentence:
-        workflow = self.record.workflow
-        what = f"{_n(backlog, event_type)} for step {step}" if step else _n(backlog, "event")
-        rows = list(workers)
-        serving = [row for row in rows if row.serves(workflow, event_type, step)]
-        if not serving:
-            name = f"step {step} of workflow {workflow}" if step else f"workflow {workflow}"
-            why = f"no live worker serves {name}. Start a workflow-worker with it."
-            if any(row.has(workflow) for row in rows):
-                why = (
-                    f"no live worker serves {name} for this type, though some have the workflow. "
-                    "Start a workflow-worker with the code that the run began with, or without "
-                    "--steps and --exclude-steps."
-                )
-            return Sentence("unserved", step, f"{what} wait: {why}")
+        what = f"{number_of(backlog, event_type)} for step {step}" if step else ""
+        what = f"{what or number_of(backlog, 'event')} {'waits' if backlog == 1 else 'wait'}"
+        if unserved := self._unserved(event_type, step, rows):
+            return Sentence("unserved", step, f"{what}: {unserved}")
+        serving = [row for row in rows if row.serves(self.record.workflow, event_type, step)]
         busy = all(
             row.about.get("running", 0) >= row.about.get("concurrency", 1) for row in serving
         )
         how = (
             "every live worker that serves it is full: start more, or raise --concurrency"
             if busy
-            else f"{_n(len(serving), 'live worker')} will take them"
+            else f"{number_of(len(serving), 'live worker')} will take {'it' if backlog == 1 else 'them'}"
         )
-        return Sentence("backlog", step, f"{what} wait in the stream: {how}.")
+        return Sentence("backlog", step, f"{what} in the stream: {how}.")
 
-    async def held(self) -> AsyncGenerator[Sentence]:
-        """Say what waits for a slot, and who has the slots."""
-        held = await self.inspector.reader.held(self.run_id)
-        if not held:
-            return
-        limits = await self._limits()
-        counts = await self.inspector.slots(self.run_id)
-        for step, waiting in sorted(held.items()):
-            slots, ceiling = limits.get(step, (0, 0))
-            used = max(0, counts.get(step, waiting) - waiting)
-            place = await self.inspector.queued_for_place(self.record.workflow, step, self.run_id)
-            if place is not None or (ceiling and used < slots):
-                yield Sentence(
-                    "ceiling",
-                    step,
-                    f"{_n(waiting, 'event')} wait: step {step} has max_concurrency={ceiling} over all "
-                    f"runs, and this run has place {place or 1} in its queue.",
-                )
-            else:
-                yield Sentence(
-                    "slots",
-                    step,
-                    f"{_n(waiting, 'event')} wait for a slot: step {step} has "
-                    f"num_workers={slots or '?'}, and {used} of its slots are taken "
-                    "(by the deliveries above).",
-                )
+    def _unserved(self, event_type: str, step: str, rows: Sequence[WorkerRow]) -> str:
+        """Say that none of these workers takes such events, and the cure; '' when one does."""
+        workflow = self.record.workflow
+        if any(row.serves(workflow, event_type, step) for row in rows):
+            return ""
+        name = f"step {step} of workflow {workflow}" if step else f"workflow {workflow}"
+        if any(row.has(workflow) for row in rows):
+            return (
+                f"no live worker serves {name} for this type, though some have the workflow. "
+                "Start a workflow-worker with the code that the run began with, or without "
+                "--steps and --exclude-steps."
+            )
+        return f"no live worker serves {name}. Start a workflow-worker with it."
 
-    async def _limits(self) -> dict[str, tuple[int, int]]:
-        definitions = await self.inspector.reader.definitions(self.record.workflow)
-        newest: Definition | None = list(definitions.values())[-1] if definitions else None
-        routes = [route for rows in newest.routes.values() for route in rows] if newest else []
-        return {route.step: (route.limit, route.ceiling) for route in routes}
+    def turn(self) -> AsyncGenerator[Sentence]:
+        """Say which runs are before this one."""
+        return limits.turn(self.inspector, self.run_id, self.record)
+
+    def held(self) -> AsyncGenerator[Sentence]:
+        """Say what waits for a limit, and who has what it waits for."""
+        return limits.held(self.inspector, self.run_id, self.record)
+
+    async def idle(self) -> Sentence:
+        """Say that nothing is pending, and which events would bring the run on."""
+        accepted: dict[str, None] = {}
+        for definition in (await self.inspector.reader.definitions(self.record.workflow)).values():
+            for name, routes in definition.routes.items():
+                if name != definition.start and routes:
+                    accepted[f"{name} (step {', '.join(route.step for route in routes)})"] = None
+        steps = f". Its steps accept {listed(list(accepted))}" if accepted else ""
+        return Sentence(
+            "idle",
+            "",
+            "Nothing of the run is pending: its last steps returned None or events that no step "
+            f"accepts. It waits for an event from outside, or for its time-out{steps}.",
+        )
 
     async def joins(self) -> AsyncGenerator[Sentence]:
         """Say what collects lack."""
@@ -227,9 +218,9 @@ class _Case:
         for buffer, counts in sorted(collected.items()):
             step, _, name = buffer.partition(":")
             quota = quotas[buffer]
-            have = ", ".join(_n(n, type_) for type_, n in sorted(counts.items()))
+            have = ", ".join(number_of(n, type_) for type_, n in sorted(counts.items()))
             lacks = ", ".join(
-                _n(need - counts.get(type_, 0), type_)
+                number_of(need - counts.get(type_, 0), type_)
                 for type_, need in sorted(quota.items())
                 if need > counts.get(type_, 0)
             )
@@ -336,25 +327,22 @@ def named_error(data: bytes) -> str:
     return f"{kind}: {message}".removesuffix(": ").removesuffix(".")
 
 
-def _held_by(step: str, consumer: str, idle_ms: int, worker: WorkerRow | None) -> Sentence:
-    if worker is not None and worker.state == "live" and not _is_late(worker):
-        return Sentence(
-            "running", step, f"Step {step} has been running for {ago(idle_ms)} on {consumer}."
-        )
-    silent = worker.silent_ms if worker is not None else None
-    since = f" for {ago(silent)}" if silent is not None else ""
+def _held_by(
+    step: str, consumer: str, idle_ms: int, worker: WorkerRow | None, unserved: str
+) -> Sentence:
+    """Say who has a delivery; `unserved`: why no live worker would take it over."""
+    if is_well(worker):
+        text = f"Step {step} has been running for {ago(idle_ms)} on {consumer}."
+        return Sentence("running", step, text)
+    text = f"Step {step} is held by {consumer}, which {no_sign(worker)}"
+    if unserved:
+        return Sentence("silent", step, f"{text}, and {unserved}")
     return Sentence(
         "silent",
         step,
-        f"Step {step} is held by {consumer}, which has given no sign of life{since}: another worker "
-        "that serves the step takes it over once the lease of that one has run out.",
+        f"{text}: another worker that serves the step takes it over when the lease of that one "
+        "has run out, and one sweep has passed.",
     )
-
-
-def _is_late(worker: WorkerRow) -> bool:
-    """Whether a worker, whose lease still runs, has missed two beats: three come per lease."""
-    lease = int(worker.about.get("lease", 0))
-    return bool(lease) and (worker.silent_ms or 0) > lease * 2 / 3
 
 
 def _past(record: RunRecord) -> str:
@@ -369,7 +357,3 @@ def _named(waiter: Waiter) -> str:
 
 def _left(milliseconds: int) -> str:
     return ago(max(0, milliseconds)) or ""
-
-
-def _n(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if noun in ("event", "live worker") and count != 1 else "")

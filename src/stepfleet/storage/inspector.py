@@ -89,6 +89,25 @@ class Taken(NamedTuple):
     deliveries: int
 
 
+class Occupant(NamedTuple):
+    """A run with a place of a step under `max_concurrency`."""
+
+    run_id: str
+    #: Who has its delivery, None when nobody has taken it.
+    taken: Taken | None
+
+
+class Turn(NamedTuple):
+    """Where a run stands under `num_concurrent_runs`."""
+
+    #: How many go on at once; None when the run is not in the queue any more.
+    limit: int | None
+    #: From 1; None when it is not in the queue any more.
+    place: int | None
+    #: The runs that have their turn.
+    going_on: list[str]
+
+
 class TimerRow(NamedTuple):
     """A timer of a run."""
 
@@ -309,6 +328,32 @@ class Inspector:
         rows = await self.link.call("LRANGE", f"{self.keys.gauge(workflow, step)}:queue", 0, -1)
         waiting = [_text(row) for row in rows]
         return waiting.index(run_id) + 1 if run_id in waiting else None
+
+    async def occupants(
+        self, workflow: str, step: str, types: Sequence[str], most: int
+    ) -> list[Occupant]:
+        """Return runs with places of a step under `max_concurrency`, of each type the `most` oldest."""
+        lent = set(await self.link.call("HKEYS", self.keys.gauge(workflow, step)))
+        found: list[Occupant] = []
+        for event_type in types:
+            label = f"{event_type}:{step}"
+            stream = self.keys.stream(workflow, event_type, step)
+            for name, fields in await self.link.call("XRANGE", stream, "-", "+", "COUNT", most):
+                entry = _text(name)
+                if f"lent:{label}:{entry}".encode() not in lent:
+                    run_id = _text(dict(_pairs(fields)).get(b"r", b"?"))
+                    found.append(Occupant(run_id, await self.taken(workflow, label, entry)))
+        return found
+
+    async def queued_for_turn(self, workflow: str, run_id: str) -> Turn:
+        """Return where a run stands under `num_concurrent_runs`."""
+        going_on, queue = self.keys.places(workflow)
+        runs = sorted(map(_text, await self.link.call("SMEMBERS", going_on)))
+        for place, row in enumerate(await self.link.call("LRANGE", queue, 0, -1), 1):
+            limit, _, queued = _text(row).partition(" ")
+            if queued == run_id:
+                return Turn(int(limit) if limit.isdigit() else None, place, runs)
+        return Turn(None, None, runs)
 
     async def lock(self, run_id: str) -> int | None:
         """Return the milliseconds left of the edit lock of a run, None when nobody edits."""

@@ -48,6 +48,11 @@ class RunRecord(NamedTuple):
     continued: str | None
     parent: str | None
 
+    @property
+    def stands(self) -> str:
+        """How the run stands, as users are told: a queued one has not begun."""
+        return "queued" if self.queued else self.status
+
     def how_it_ended(self) -> Ended:
         """Return how the run ended."""
         return Ended(self.status, self.seq, self.entry, self.error)
