@@ -173,7 +173,7 @@ def unreadable(raw: Raw) -> None:
             (
                 "error",
                 "queues",
-                "1 Older wait for Flow.one, which no",
+                "1 Older waits for Flow.one, which no",
                 "code that those runs began",
             ),
         ),

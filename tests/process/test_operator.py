@@ -513,10 +513,23 @@ def test_queues_tell_what_waits_what_runs_and_whether_somebody_serves_it(
         "step": "work",
         "backlog": 0,
         "in_flight": 2,
+        "queued": 0,
         "oldest_ms": 0,
         "served": True,
     }
     assert row()["oldest_ms"] > 0
+
+
+def test_queues_tell_how_many_runs_wait_for_a_place_of_a_step(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Narrow", "Narrow-2", "Narrow-3", "Slow")
+
+    def queued() -> dict[str, int]:
+        return {row["step"]: row["queued"] for row in rows_of(operator("queues --json"))}
+
+    wait_until(lambda: queued() == {"squeeze": 2, "work": 0}, PATIENCE)
 
 
 def test_the_doctor_finds_an_orphan_a_wrong_type_and_a_step_that_nobody_serves(

@@ -11,6 +11,7 @@ import click
 from stepfleet.cli.exits import CRASHED, OK
 from stepfleet.cli.probe import look
 from stepfleet.cli.reach import Reach, json_option, reaches_fleet, repeat, watch_option
+from stepfleet.cli.sentences import waiting
 from stepfleet.cli.showing import ago, tell
 from stepfleet.errors import IncompatibleServer, StoreRefused
 from stepfleet.storage.inspector import Inspector
@@ -70,7 +71,10 @@ class Finding(NamedTuple):
 @watch_option
 @reaches_fleet
 async def doctor(reach: Reach, *, as_json: bool, watch: float | None) -> int:
-    """Look at server, workers, queues and keys; exits with 1 when something is wrong."""
+    """Look at server, workers, queues and keys.
+
+    Exits with 1 when it finds an error, with 0 when it finds warnings only.
+    """
     worst = OK
     async with reach.inspector() as inspector:
         # One error instead of one for each part.
@@ -226,13 +230,13 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
     fine = True
     for queue in await inspector.queues():
         name = f"{queue.workflow}.{queue.step}"
-        waiting = queue.backlog + queue.in_flight
-        if waiting and queue.step and not any(row.serves(*queue[:3]) for row in rows):
+        there = queue.backlog + queue.in_flight
+        if there and queue.step and not any(row.serves(*queue[:3]) for row in rows):
             fine = False
             yield Finding(
                 "error",
                 "queues",
-                f"{waiting} {queue.event_type} wait for {name}, which no live worker serves",
+                f"{waiting(there, queue.event_type)} for {name}, which no live worker serves",
                 f"start a workflow-worker with {queue.workflow}"
                 + (
                     ", in the code that those runs began with, or without --steps and --exclude-steps"
@@ -245,7 +249,7 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
             yield Finding(
                 "warning",
                 "queues",
-                f"{queue.backlog} {queue.event_type} wait for {name}, the oldest for "
+                f"{waiting(queue.backlog, queue.event_type)} for {name}, the oldest for "
                 f"{ago(queue.oldest_ms)}",
                 "start more workers, or raise --concurrency",
             )
@@ -262,7 +266,8 @@ async def _queues(inspector: Inspector, _: str) -> AsyncGenerator[Finding]:
         dead += 1
     if dead:
         count = "1 dead letter" if dead == 1 else f"{dead} dead letters"
-        yield Finding("warning", "queues", count, "`stepfleet dead list` has it all")
+        cure = "`stepfleet dead list` shows why; when that is mended `stepfleet dead requeue ID` goes on"
+        yield Finding("warning", "queues", count, cure)
     if fine:
         yield Finding("ok", "queues", "everything that waits is served")
 

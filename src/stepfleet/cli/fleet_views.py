@@ -35,7 +35,9 @@ async def workers(reach: Reach, *, as_json: bool, watch: float | None) -> None:
 async def queues(reach: Reach, *, everything: bool, as_json: bool, watch: float | None) -> None:
     """List, for each event type of each step: what no worker has taken, what runs, and the oldest age.
 
-    Deliveries that wait for a num_workers slot are not in a stream: `stepfleet why RUN` tells them.
+    QUEUED are the runs that wait for a place of the step (max_concurrency). Deliveries that wait for a
+    num_workers slot are in no stream: `stepfleet why RUN` tells them. Runs that wait for their turn
+    (num_concurrent_runs): `stepfleet runs list --status queued`.
     """
     async with reach.inspector() as inspector:
 
@@ -44,7 +46,7 @@ async def queues(reach: Reach, *, everything: bool, as_json: bool, watch: float 
             rows = [
                 _queue(queue, workers, as_json=as_json)
                 for queue in await inspector.queues()
-                if everything or queue.backlog or queue.in_flight
+                if everything or queue.backlog or queue.in_flight or queue.queued
             ]
             show(rows, as_json=as_json, empty="nothing waits and nothing runs")
 
@@ -82,6 +84,7 @@ def _queue(queue: Queue, workers: Sequence[WorkerRow], *, as_json: bool) -> Row:
         "step": queue.step or None,
         "backlog": queue.backlog,
         "in_flight": queue.in_flight,
+        "queued": queue.queued,
         "oldest_ms" if as_json else "oldest": queue.oldest_ms if as_json else ago(queue.oldest_ms),
         "served": is_served if as_json else ("yes" if is_served else "by no live worker"),
     }

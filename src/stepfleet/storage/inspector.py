@@ -47,6 +47,8 @@ class Queue(NamedTuple):
     in_flight: int
     #: Milliseconds since the oldest entry was added, None for an empty stream.
     oldest_ms: int | None
+    #: Runs that wait for a place of the step (`max_concurrency`), for any of its event types.
+    queued: int
 
 
 class WorkerRow(NamedTuple):
@@ -223,33 +225,38 @@ class Inspector:
         now_ms = await self.now_ms()
         asked: list[tuple[Arg, ...]] = []
         for name in names:
+            workflow, _, step = self._parts(name)
             asked += [
                 ("XLEN", name),
                 ("XPENDING", name, GROUP),
                 ("XRANGE", name, "-", "+", "COUNT", 1),
+                ("LLEN", f"{self.keys.gauge(workflow, step)}:queue"),
             ]
         replies = await self.link.calls(asked) if asked else []
         queues: list[Queue] = []
-        for name, length, pending, first in zip(
-            names, replies[::3], replies[1::3], replies[2::3], strict=True
+        for name, length, pending, first, queued in zip(
+            names, *(replies[n::4] for n in range(4)), strict=True
         ):
             if isinstance(length, StoreRefused):
                 continue  # no stream: `doctor` names it
             taken = 0 if isinstance(pending, StoreRefused) else int(pending[0])
             age = now_ms - int(first[0][0].split(b"-")[0]) if first else None
-            workflow, _, label = name.removeprefix(f"{self.keys.tag}:s:").partition(":")
-            event_type, _, step = label.partition(":")
             queues.append(
                 Queue(
-                    workflow,
-                    event_type,
-                    step,
+                    *self._parts(name),
                     max(0, length - taken),
                     taken,
                     None if age is None else max(0, age),
+                    0 if isinstance(queued, StoreRefused) else queued,
                 )
             )
         return queues
+
+    def _parts(self, stream: str) -> tuple[str, str, str]:
+        """Return workflow, event type and step of a stream."""
+        workflow, _, label = stream.removeprefix(f"{self.keys.tag}:s:").partition(":")
+        event_type, _, step = label.partition(":")
+        return workflow, event_type, step
 
     async def workers(self) -> list[WorkerRow]:
         """Return every worker that has left a trace, the living first."""
