@@ -15,6 +15,7 @@ from stepfleet.core.commit import Answer, Commit, EntryFence, Lend, StrayFence
 from stepfleet.errors import StaleExecution
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.keys import GROUP
+from stepfleet.storage.reader import ENDS, RunReader
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker import processor
 from stepfleet.worker import worker as worker_module
@@ -560,3 +561,36 @@ async def test_nothing_goes_back_because_one_of_many_short_steps_took_longer(
     assert brought
     told = await fleet.call("XRANGE", fleet.keys.ends, "-", "+")
     assert [fields for _, fields in told if RETURNED.encode() in fields] == []
+
+
+async def test_work_that_is_handed_back_behind_thousands_of_ends_goes_on_soon(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, ran, looks = RunReader.ends, 0, set[RunReader]()
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            nonlocal ran
+            ran += 1
+            if ran == 1:
+                await asyncio.Event().wait()
+            return StopEvent()
+
+    async def noted(self: RunReader, after: str) -> Any:
+        told = await ends(self, after)
+        looks.add(self)
+        return told
+
+    monkeypatch.setattr(worker_module, "TICK", SOON / 2)
+    monkeypatch.setattr(RunReader, "ends", noted)
+    leaves = await fleet.add_worker(Flow())
+    handler = await fleet.client.start(Flow)
+    await eventually(lambda: ran == 1, SOON)
+    stays = await fleet.add_worker(Flow(), sweep=timedelta(seconds=60))
+    await eventually(lambda: stays._reader in looks, SOON)
+    end = ("XADD", fleet.keys.ends, "*", "r", "", "s", "completed")
+    await leaves._calls.calls([end] * (5 * ENDS))
+    leaves.stop_now()
+    async with asyncio.timeout(SOON):
+        await handler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Delivery, Record
 from stepfleet.worker.held import Held
-from stepfleet.worker.line import AT_ONCE, OF_ONE_RUN, Line
+from stepfleet.worker.line import AT_ONCE, OF_ONE_RUN, TOO_LONG, Line
 from tests.support.wait import eventually
 
 #: Seconds until a test gives up on something that should happen.
@@ -84,6 +85,20 @@ async def test_others_have_their_turn_before_a_long_line_is_through() -> None:
         left.append(runs.left)
         await asyncio.sleep(0)
     assert sorted({*left}, reverse=True) == [3 * AT_ONCE, 2 * AT_ONCE, AT_ONCE]
+
+
+async def test_others_have_their_turn_behind_each_step_that_computes() -> None:
+    async def computes() -> None:
+        time.sleep(TOO_LONG)  # noqa: ASYNC251 - it keeps the loop
+
+    runs = Runs()
+    for _ in range(5):
+        runs.add(computes)
+    left: list[int] = []
+    while runs.left:
+        left.append(runs.left)
+        await asyncio.sleep(0)
+    assert set(left) == {5, 4, 3, 2, 1}
 
 
 async def test_steps_of_one_run_stop_for_the_others_sooner() -> None:

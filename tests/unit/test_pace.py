@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepfleet.core.commit import Route
-from stepfleet.worker.pace import SOON, Paces
+from stepfleet.worker.pace import LONG, SOON, Paces
 
 FAST, SLOW = Route("Flow", "A", "fast"), Route("Flow", "B", "slow")
 
@@ -22,14 +22,21 @@ def test_nothing_is_expected_of_a_step_that_never_ended() -> None:
     assert paces.soon() == 0
 
 
-def test_steps_that_end_soon_count_and_those_that_do_not_hardly() -> None:
+def test_steps_that_end_soon_count_and_others_in_part() -> None:
     paces = Paces()
     _took(paces, FAST, SOON / 10)
-    _took(paces, SLOW, SOON * 50)
+    _took(paces, SLOW, SOON * 4)
     paces.of(FAST).running = paces.of(SLOW).running = 100
-    assert paces.soon() == 102
+    assert paces.soon() == 125
     paces.of(FAST).running = 0
-    assert paces.soon() == 2
+    assert paces.soon() == 25
+
+
+def test_nothing_is_expected_of_long_steps_however_many_run() -> None:
+    paces = Paces()
+    _took(paces, SLOW, LONG)
+    paces.of(SLOW).running = 1000
+    assert paces.soon() == 0
 
 
 def test_one_that_takes_long_counts_before_it_has_ended() -> None:
@@ -38,8 +45,10 @@ def test_one_that_takes_long_counts_before_it_has_ended() -> None:
     paces.of(FAST).running = 10
     paces.of(FAST).lasts(SOON / 20)
     assert paces.soon() == 10
-    paces.of(FAST).lasts(SOON * 8)
-    assert paces.soon() == 1
+    paces.of(FAST).lasts(SOON * 4)
+    assert paces.soon() == 2
+    paces.of(FAST).lasts(LONG)
+    assert paces.soon() == 0
 
 
 def test_one_execution_that_takes_long_counts_at_once_and_is_forgotten_slowly() -> None:

@@ -1,4 +1,4 @@
-"""The timer of a run with a damaged key must not be due for ever, nor stop the others."""
+"""Timers are fired together; that of a run with a damaged key is not due for ever and stops no other."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ PROMOTION = encode_timer(Promotion(ROUTE, "D" * 22, b"record"))
 class Place:
     """Timers over a server in this process."""
 
-    def __init__(self, fleet: Fleet, link: Link, committer: Committer) -> None:
+    def __init__(self, fleet: Fleet, link: Link, store: RunStore, committer: Committer) -> None:
         self.keys = fleet.keys
         self.link = link
+        self.store = store
         self.committer = committer
         self.timers = Timers(fleet, link, committer, RunReader(link, fleet.keys))
 
@@ -49,7 +50,7 @@ async def place() -> AsyncIterator[Place]:
     store = RunStore(fleet.link("commit"), fleet.keys, consumer="me", bounds=fleet.bounds)
     committer = Committer(store)
     task = asyncio.create_task(committer.run())
-    yield Place(fleet, link, committer)
+    yield Place(fleet, link, store, committer)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await link.close()
@@ -91,3 +92,16 @@ async def test_a_broken_run_past_its_deadline_is_not_overdue_for_ever(place: Pla
     await place.timers.fire()
     assert await place.timers.fire() is None
     assert await place.link.call("HGET", place.keys.run("whole"), "status") == b"timed_out"
+
+
+async def test_what_is_due_at_the_same_time_is_fired_in_few_calls(place: Place) -> None:
+    for number in range(30):
+        await place.start(f"backs-off-{number}", ("t", PROMOTION))
+        await place.start(f"waits-{number}", ("t", encode_timer(Expiry("waiter"))))
+        await place.start(f"late-{number}")
+        await place.link.call("ZADD", place.keys.live, 1, f"late-{number}")
+    before = place.store.link.calls_made
+    await place.timers.fire()
+    assert await place.timers.fire() is None, "nothing is due any more"
+    assert place.store.link.calls_made - before <= 10
+    assert await place.link.call("XLEN", place.keys.stream("Flow", "Work", "work")) == 30

@@ -25,6 +25,8 @@ from stepfleet.wire import (
     route_of,
 )
 
+#: Announced ends read at once.
+ENDS: Final = 1000
 #: How the key of a buffer's events differs from that of the buffer.
 _BUFFERED_EVENTS: Final = b":events"
 
@@ -355,8 +357,8 @@ class RunReader:
         return rows[0][0].decode() if rows else "0-0"
 
     async def ends(self, after: str) -> list[Announcement]:
-        """Return what was announced behind an entry of the stream of ended runs."""
-        reply = await self.link.call("XREAD", "COUNT", 1000, "STREAMS", self.keys.ends, after)
+        """Return what was announced behind an entry of the stream of ended runs, `ENDS` at most."""
+        reply = await self.link.call("XREAD", "COUNT", ENDS, "STREAMS", self.keys.ends, after)
         return [announcement(row) for _, rows in reply or () for row in rows]
 
     async def children(self, run_ids: Sequence[str]) -> list[tuple[str, str]]:

@@ -10,6 +10,9 @@ from stepfleet.core.commit import Route
 #: Seconds within which a step has to be likely to end for a delivery to be read ahead of its place: a read
 #: and a commit take a few milliseconds, and so long a delivery may wait here that another worker could start.
 SOON: Final = 0.02
+#: Seconds from which on nothing is read ahead of a step, however many of it run: those that began together end
+#: together, and so long a delivery would wait behind them.
+LONG: Final = 5 * SOON
 #: Part of the difference by which an estimate follows shorter executions; a longer one counts at once.
 FOLLOWS: Final = 0.1
 
@@ -54,6 +57,6 @@ class Paces:
         """Return about how many of the running executions end within `SOON`."""
         expected = 0.0
         for pace in self._paces.values():
-            if pace.running:
+            if pace.running and pace.seconds < LONG:
                 expected += pace.running * min(1.0, SOON / max(pace.seconds, SOON))
         return int(expected)

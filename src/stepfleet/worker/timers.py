@@ -74,27 +74,42 @@ class Timers:
             script("due"), [keys.timers, keys.timer_data, keys.live], [MOST]
         )
         self._fleet.clock.saw_redis(int(now))
-        fired = len(overdue)
-        for member, data in zip(due[::2], due[1::2], strict=True):
-            try:
-                await self._fire(member.decode(), data)
-                fired += 1
-            except UnicodeDecodeError:
-                await self._bury(member, data)
-            except (DecodeError, StoreRefused, ValueError) as error:
-                # One run that cannot be read must not stop the timers of the others.
-                logger.warning("timer=%s: cannot be fired here: %s", member.decode(), error)
-                if "WRONGTYPE" in str(error):
-                    await self._bury(member, data)
-        for run_id in overdue:
-            try:
-                await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
-            except UnicodeDecodeError:
-                await self._link.call("ZREM", keys.live, run_id)
+        # All at once: one after the other, a thousand that are due at the same time took 2 s.
+        answers = await asyncio.gather(
+            *map(self._fire_or_bury, due[::2], due[1::2]),
+            *map(self._end_or_forget, overdue),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
         # What cannot be fired stays due: it is looked at again a little later, not at once.
-        if fired:
+        if any(answers):
             return 0.0
         return None if until < 0 else until / 1000
+
+    async def _fire_or_bury(self, member: bytes, data: bytes) -> bool:
+        """Fire a timer and tell whether that was possible."""
+        try:
+            await self._fire(member.decode(), data)
+        except UnicodeDecodeError:
+            await self._bury(member, data)
+        except (DecodeError, StoreRefused, ValueError) as error:
+            # One run that cannot be read must not stop the timers of the others.
+            logger.warning("timer=%s: cannot be fired here: %s", member.decode(), error)
+            if "WRONGTYPE" in str(error):
+                await self._bury(member, data)
+        else:
+            return True
+        return False
+
+    async def _end_or_forget(self, run_id: bytes) -> bool:
+        """End a run whose deadline has passed."""
+        try:
+            await fire_deadline(run_id.decode(), self._reader, self._committer, self._codec)
+        except UnicodeDecodeError:
+            await self._link.call("ZREM", self._fleet.keys.live, run_id)
+        return True
 
     async def _fire(self, member: str, data: bytes) -> None:
         run_id = member.partition("/")[0]

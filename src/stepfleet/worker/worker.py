@@ -19,7 +19,7 @@ from stepfleet.planning import definition_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Arrival, Consumer
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import RunReader, encode_definition
+from stepfleet.storage.reader import ENDS, RunReader, encode_definition
 from stepfleet.storage.run_store import RunStore
 from stepfleet.worker.hand_back import RETURNED, HandBack
 from stepfleet.worker.heartbeat import Heartbeat
@@ -439,6 +439,8 @@ class Worker:
                     LATE if self._processor.ends_soon else STRANDED
                 )
                 outage.over()
+                if len(told) == ENDS:
+                    continue  # there is more: behind many ends a hand-back would be heard too late
             except StoreError as error:
                 await outage.pause(error)
             # Who works for longer hears soon of a run that was cancelled; what is short ends sooner.
