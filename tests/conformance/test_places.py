@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.core.commit import Answer, Commit, EntryFence, Lend, StrayFence
 from stepfleet.errors import StaleExecution
+from stepfleet.handler import WorkflowHandler
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.keys import GROUP
 from stepfleet.storage.reader import ENDS, RunReader
@@ -238,11 +239,8 @@ async def test_a_full_worker_takes_lost_work_over_before_it_reads_new_work(fleet
     assert ran == ["long", "handed back", "handed back", "new 0", "new 1", "new 2"]
 
 
-async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_runs(
-    fleet: Place,
-) -> None:
-    gates = {"child": asyncio.Event(), "other": asyncio.Event()}
-    ran: list[str] = []
+def with_a_child(ran: list[str], gates: Mapping[str, asyncio.Event]) -> type[Workflow]:
+    """Return a workflow whose run `parent` awaits a run `child`; runs wait at the gates of their names."""
 
     class Flow(Workflow):
         @step
@@ -255,13 +253,28 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_run
                 await gates[ev.name].wait()
             return StopEvent(result=ev.name)
 
-    parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
+    return Flow
+
+
+async def two_suspects(fleet: Place, flow: type[Workflow]) -> list[WorkflowHandler]:
+    """Start `parent` and `other`, which two workers lost, and a worker that takes them over."""
+    handlers = [await fleet.client.start(flow, name=name) for name in ("parent", "other")]
     await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
+    await fleet.add_worker(flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
+    return handlers
+
+
+async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_runs(
+    fleet: Place,
+) -> None:
+    gates = {"child": asyncio.Event(), "other": asyncio.Event()}
+    ran: list[str] = []
+    flow = with_a_child(ran, gates)
+    parent, other = await two_suspects(fleet, flow)
     await eventually(lambda: sorted(ran) == ["child", "other", "parent"], SOON)
     gates["child"].set()
     for number in range(5):
-        await (await fleet.client.start(Flow, name=f"{number}"))
+        await (await fleet.client.start(flow, name=f"{number}"))
     assert "parent goes on" not in ran
     gates["other"].set()
     assert [await parent, await other] == ["parent", "other"]
@@ -272,31 +285,19 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its
 ) -> None:
     child = asyncio.Event()
     ran: list[str] = []
+    flow = with_a_child(ran, {"child": child})
     reclaim = Consumer.reclaim
-
-    class Flow(Workflow):
-        @step
-        async def work(self, ev: StartEvent) -> StopEvent:
-            ran.append(ev.name)
-            if ev.name == "parent":
-                await Flow().run(name="child")
-                ran.append("parent goes on")
-            elif ev.name == "child":
-                await child.wait()
-            return StopEvent(result=ev.name)
 
     async def reclaim_late(self: Consumer, *args: Any, **options: Any) -> Any:
         arrivals = await reclaim(self, *args, **options)
         if arrivals and "parent" in ran:
             child.set()
             for number in range(5):  # while it is on its way, other things happen
-                await (await fleet.client.start(Flow, name=f"{number}"))
+                await (await fleet.client.start(flow, name=f"{number}"))
         return arrivals
 
     monkeypatch.setattr(Consumer, "reclaim", reclaim_late)
-    parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
-    await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
+    parent, other = await two_suspects(fleet, flow)
     assert [await parent, await other] == ["parent", "other"]
     assert ran.index("other") < ran.index("parent goes on")
 
@@ -339,14 +340,6 @@ async def test_no_other_suspect_is_taken_over_until_one_that_waits_counts_no_mor
     lent, looks = asyncio.Event(), 0
     commit, reclaim = RunStore.commit, Consumer.reclaim
 
-    class Flow(Workflow):
-        @step
-        async def work(self, ev: StartEvent) -> StopEvent:
-            ran.append(ev.name)
-            if ev.name == "parent":
-                await Flow().run(name="child")
-            return StopEvent(result=ev.name)
-
     async def held_up(self: RunStore, commits: Sequence[Commit]) -> Any:
         if any(isinstance(word, Lend) for one in commits for word in one.words):
             await lent.wait()
@@ -359,9 +352,7 @@ async def test_no_other_suspect_is_taken_over_until_one_that_waits_counts_no_mor
 
     monkeypatch.setattr(RunStore, "commit", held_up)
     monkeypatch.setattr(Consumer, "reclaim", counted)
-    parent, other = [await fleet.client.start(Flow, name=name) for name in ("parent", "other")]
-    await lose_twice(fleet, fleet.keys.stream("Flow", "StartEvent", "work"))
-    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
+    parent, other = await two_suspects(fleet, with_a_child(ran, {}))
     await eventually(lambda: looks >= 5, SOON)
     assert "other" not in ran
     lent.set()
