@@ -288,6 +288,22 @@ def test_why_names_the_event_that_a_human_owes(
     )
 
 
+def test_why_names_the_run_that_a_step_waits_for(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Parent")
+    says(
+        operator,
+        "why Parent",
+        "Step delegate has been running for",
+        "A run that its steps started goes on: Parent~",
+    )
+    sentences = rows_of(operator("why Parent --json"))
+    (child,) = (row["text"] for row in sentences if row["kind"] == "child")
+    says(operator, child.split("`")[1].removeprefix("stepfleet "), "Step ask waits for an event")
+
+
 def test_why_names_a_back_off_and_its_attempt(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:
@@ -402,6 +418,19 @@ def test_runs_are_listed_shown_followed_cancelled_and_deleted(
         assert deleted == [{"run": "Quick", "done": True, "status": "completed"}]
         assert list(raw.scan_iter("*:run:*")) == []
     assert operator("runs list --json").output == ""
+
+
+def test_a_list_that_was_cut_says_so(server: RedisServer, operator: Operator) -> None:
+    with redis.Redis(port=server.port) as raw:
+        for n in range(3):
+            raw.xadd("{default:0}:dead", {"run": f"r{n}"})
+            raw.hset(f"{{default:0}}:run:r{n}", mapping={"status": "running", "workflow": "Flow"})
+            raw.zadd("{default:0}:live", {f"r{n}": n})
+    for line in ("runs list", "dead list"):
+        cut, whole = operator(f"{line} --limit 2 --json"), operator(f"{line} --limit 3 --json")
+        assert cut.stdout.count("\n") == 2
+        assert cut.stderr == "There are more than these 2: --limit shows them.\n"
+        assert (whole.stdout.count("\n"), whole.stderr) == (3, "")
 
 
 def test_destructive_commands_ask_and_do_nothing_without_an_answer(

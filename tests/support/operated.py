@@ -102,6 +102,14 @@ class Asking(Workflow):
         return StopEvent(result=ev.get("word"))
 
 
+class Parent(Workflow):
+    """A step awaits another run."""
+
+    @step
+    async def delegate(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=await Human(timeout=None).run())
+
+
 class Quick(Workflow):
     @step
     async def only(self, ev: StartEvent, ctx: Context) -> StopEvent:
@@ -111,7 +119,7 @@ class Quick(Workflow):
 
 FLOWS: dict[str, Workflow] = {
     flow.__name__: flow(timeout=None)
-    for flow in (Joining, Slow, Human, Asking, Failing, Narrow, Quick)
+    for flow in (Joining, Slow, Human, Asking, Failing, Narrow, Parent, Quick)
 }
 FLOWS["Lonely"] = Lonely(timeout=None, num_concurrent_runs=1)
 #: Served only by workers of their own.

@@ -48,9 +48,9 @@ async def list_dead(
             rows: list[Row] = []
             async for letter in inspector.dead(run_id):
                 rows.append(_row(letter))
-                if len(rows) == limit:
+                if len(rows) > limit:
                     break
-            show(rows, as_json=as_json, empty="there are no dead letters")
+            show(rows, as_json=as_json, empty="there are no dead letters", limit=limit)
 
         await repeat(render, watch, clear=not as_json)
 

@@ -62,9 +62,9 @@ async def list_runs(
                 if workflow is not None and record.workflow != workflow:
                     continue
                 rows.append(_row(run_id, record, now_ms, as_json=as_json))
-                if len(rows) == limit:
+                if len(rows) > limit:
                     break
-            show(rows, as_json=as_json, empty="no such run is recorded")
+            show(rows, as_json=as_json, empty="no such run is recorded", limit=limit)
 
         await repeat(render, watch, clear=not as_json)
 

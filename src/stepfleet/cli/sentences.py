@@ -16,7 +16,7 @@ class Sentence(NamedTuple):
     """One thing that a run waits for."""
 
     #: damaged, ended, continued, running, backlog, unserved, silent, turn, slots, ceiling, join, wait,
-    #: timer, lock, dead, parked, idle, deadline
+    #: timer, lock, child, dead, parked, idle, deadline
     kind: str
     step: str
     text: str

@@ -15,8 +15,15 @@ import click
 Row = Mapping[str, Any]
 
 
-def show(rows: Sequence[Row], *, as_json: bool, empty: str) -> None:
-    """Print rows, all with the same columns; `empty` is said in place of a table without rows."""
+def show(rows: Sequence[Row], *, as_json: bool, empty: str, limit: int | None = None) -> None:
+    """Print rows, all with the same columns; `empty` is said in place of a table without rows.
+
+    Beyond `limit` rows it is said that there are more.
+    """
+    if limit is not None and len(rows) > limit:
+        show(rows[:limit], as_json=as_json, empty=empty)
+        click.echo(f"There are more than these {limit}: --limit shows them.", err=True)
+        return
     if as_json:
         for row in rows:
             click.echo(as_line(row))

@@ -80,7 +80,8 @@ async def reasons(inspector: Inspector, run_id: str) -> AsyncGenerator[Sentence]
         return
     told = False
     limit = case.turn if record.queued else case.held
-    for part in (case.deliveries, limit, case.joins, case.waits, case.timers, case.edit):
+    parts = (case.deliveries, limit, case.joins, case.waits, case.timers, case.edit, case.children)
+    for part in parts:
         async for sentence in part():
             told = True
             yield sentence
@@ -276,6 +277,18 @@ class _Case:
                 "",
                 f"The store is being edited: other writers wait, for {_left(left)} at most if the "
                 "editor has died.",
+            )
+
+    async def children(self) -> AsyncGenerator[Sentence]:
+        """Say which runs that its steps started go on: a step may wait for one."""
+        runs = sorted(run_id for run_id, _ in await self.inspector.reader.children([self.run_id]))
+        if runs:
+            one = "A run that its steps started goes on"
+            some = f"{len(runs)} runs that its steps started go on"
+            yield Sentence(
+                "child",
+                "",
+                f"{one if len(runs) == 1 else some}: {listed(runs)} (`stepfleet why {runs[0]}`).",
             )
 
     async def dead(self) -> AsyncGenerator[Sentence]:
