@@ -31,7 +31,7 @@ from stepfleet.errors import (
 from stepfleet.events import StartEvent
 from stepfleet.parents import outside_of_steps
 from stepfleet.planning import arguments_digest, cluster_name, make_plan
-from stepfleet.remote_run import RemoteRun, values_to_write
+from stepfleet.remote_run import RemoteRun
 from stepfleet.snapshots import cut_of, given
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.cutting import cut_of as cut_of_reply
@@ -390,7 +390,7 @@ class Connected:
             target.name,
             routes,
             digest=self.fleet.token(),
-            values=values_to_write(values, plan.codec),
+            values=_values_to_write(values, plan.codec),
             timeout_ms=timeout_ms,
             limit=target.limit,
         )
@@ -447,7 +447,7 @@ class Connected:
     async def _initial_values(self, before: Before, target: Target) -> dict[str, bytes]:
         if before.run_id is None:
             codec = target.plan.codec if target.plan is not None else self.codec
-            return values_to_write(before.values, codec)
+            return _values_to_write(before.values, codec)
         rows = await self._reads.call("HGETALL", self.fleet.keys.store(before.run_id))
         return {
             name.decode(): data.partition(b":")[2]
@@ -518,3 +518,11 @@ def check_recorded(run_id: str, answer: Answer, parent: str = "") -> None:
         raise WorkflowRuntimeError(
             f"run {run_id} was not recorded: {answer.word} {answer.detail}".rstrip()
         )
+
+
+def _values_to_write(values: Mapping[str, Any], codec: Codec) -> dict[str, bytes]:
+    """Return first store values as bytes."""
+    return {
+        name: codec.encode_value(value, where=f"state key {name!r}")
+        for name, value in values.items()
+    }

@@ -58,7 +58,11 @@ class RunPort(RunFace, Protocol):
     workflow: str
     #: How a user calls the workflow.
     shown_as: str
-    last_sequence: int
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence of the last public event that was given."""
+        ...
 
     async def result(self) -> Any:
         """Wait for the end and return the result."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from stepfleet.awaited import Ending, not_found
@@ -28,7 +27,6 @@ from stepfleet.core.delivery import Record, delivery_id
 from stepfleet.core.plan import arrival
 from stepfleet.dispatched import RunSpan
 from stepfleet.errors import (
-    DecodeError,
     RunFailed,
     TooLargeError,
     WorkflowCancelledByUser,
@@ -36,25 +34,19 @@ from stepfleet.errors import (
     WorkflowRuntimeError,
     WorkflowTimeoutError,
 )
-from stepfleet.events import Event, InternalDispatchEvent, RetractedEvent, StopEvent, StreamGapEvent
+from stepfleet.events import Event, StopEvent
 from stepfleet.handler import RunStatus, ToldRun
-from stepfleet.narration import Item, Narration, Speaker
+from stepfleet.narration import Speaker
 from stepfleet.parents import current_parent, waiting
 from stepfleet.snapshots import dictionary_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.cutting import checkpoint_of
 from stepfleet.storage.fleet import Fleet
-from stepfleet.storage.reader import (
-    Ended,
-    HistoryEntry,
-    PublicRow,
-    RunReader,
-    damage,
-    public_row,
-)
+from stepfleet.storage.reader import Ended, HistoryEntry, RunReader, RunRecord, damage
 from stepfleet.storage.state import RedisPort
 from stepfleet.storage.watcher import Watcher
 from stepfleet.store import StateStore
+from stepfleet.streamed import Streamed
 from stepfleet.tracing import Tracing
 from stepfleet.wire import decode_completed, encode_record
 
@@ -64,8 +56,6 @@ logger = logging.getLogger("stepfleet.client")
 
 #: Seconds that an `edit_state` outside of steps may take.
 EDIT_LEASE_MS: Final = 15_000
-#: Public events that may wait for a slow reader before it reads from Redis again.
-BACKLOG: Final = 5_000
 
 
 class Kept(NamedTuple):
@@ -147,9 +137,8 @@ class RemoteRun:
         self._steps = steps
         self._state_type = state_type
         self.shown_as = shown_as or workflow
-        self.last_sequence = 0
         self._end = end
-        self._narration: Narration | None = None
+        self._streamed: Streamed | None = None
         #: What the run's history keeps; None: not known yet.
         self._history = kept
         self._speaker: asyncio.Task[None] | None = None
@@ -159,8 +148,12 @@ class RemoteRun:
         if started is not None:
             self._start = services.spawn(started)
             self._start.add_done_callback(_seen)
-        self._state_type = state_type
         self._store: StateStore[Any] | None = None
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence of the last public event that was given here."""
+        return 0 if self._streamed is None else self._streamed.last_sequence
 
     @property
     def store(self) -> StateStore[Any]:
@@ -332,134 +325,37 @@ class RemoteRun:
         """Give public events behind `after`, up to the first StopEvent."""
         parent = current_parent()
         with waiting(parent):
-            async with aclosing(self._events(after, expose_internal)) as events:
-                async for event in events:
-                    yield event
+            end = await self._followed_end()
+            try:
+                if expose_internal and not await self._kept():
+                    logger.warning(
+                        "this run keeps no history, so it has no internal events: run_id=%s; start "
+                        "it with Client(history=True) or STEPFLEET_HISTORY=on",
+                        self.run_id,
+                    )
+                streamed = self._streaming()
+                given = streamed.events(end, after, expose_internal=expose_internal)
+                async with aclosing(given) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                end.cancel()
         if parent is not None:
             await parent.goes_on()
 
-    async def _events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
+    async def _followed_end(self) -> asyncio.Task[Ended]:
+        """Return the run's end, for who follows what happens until then."""
         await self.started()
         await self._services.watcher.ready()
-        if after is not None:
-            self.last_sequence = after
         end = self._services.spawn(self.ended())
         end.add_done_callback(_seen)
-        sources = (self._recorded, self._followed)
-        if expose_internal:
-            sources = (partial(self._narrated, await self._begun_narration(after)),)
-        try:
-            while True:
-                for source in sources:
-                    async with aclosing(source(end)) as told:
-                        async for event, is_terminal in told:
-                            yield event
-                            # A reader without its class sees the last event as a generic one.
-                            if is_terminal or isinstance(event, StopEvent):
-                                return
-        finally:
-            end.cancel()
+        return end
 
-    async def _recorded(self, end: asyncio.Task[Ended]) -> AsyncGenerator[tuple[Event, bool]]:
-        """Give what stands in the stream, then, if the run has ended without one, its last event."""
-        is_over = end.done()
-        while rows := await self._services.reader.public(self.run_id, self.last_sequence):
-            for gap in self._gap(rows[0].seq):
-                yield gap, False
-            for row in rows:
-                yield self._shown(row)
-        if is_over:
-            for event in self._terminal(end.result()):
-                yield event
-
-    def _terminal(self, ended: Ended) -> list[tuple[Event, bool]]:
-        """Return the last event of a run that has ended without a public stream."""
-        last = ended.seq or 1
-        if ended.entry is None or last <= self.last_sequence:
-            raise WorkflowRuntimeError("All the streamed events have already been consumed.")
-        gap: list[tuple[Event, bool]] = [(event, False) for event in self._gap(last)]
-        return [*gap, self._shown(PublicRow(last, ended.entry, ()))]
-
-    async def _followed(self, end: asyncio.Task[Ended]) -> AsyncGenerator[tuple[Event, bool]]:
-        """Give what comes into the stream, until the run ends or a slow reader falls too far behind."""
-        key, watcher = self._services.fleet.keys.events(self.run_id), self._services.watcher
-        position = watcher.position(key)
-        if position is not None and int(position.partition("-")[0]) > self.last_sequence:
-            return  # others have read further: what they read has to be read from Redis
-        rows: asyncio.Queue[Any] = asyncio.Queue()
-
-        def told(entries: list[Any]) -> None:
-            for entry in entries or (None,):
-                rows.put_nowait(entry)
-
-        end.add_done_callback(lambda _: rows.put_nowait(None))
-        watcher.follow(key, f"{self.last_sequence}-0", told)
-        try:
-            while rows.qsize() < BACKLOG and (entry := await rows.get()) is not None:
-                try:
-                    row = public_row(entry)
-                except DecodeError:
-                    return  # whoever reads it from Redis says what is wrong with it
-                if row.seq > self.last_sequence:
-                    yield self._shown(row)
-        finally:
-            watcher.unfollow(key, told)
-
-    async def _begun_narration(self, after: int | None) -> Narration:
-        reader = self._services.reader
-        if self._narration is None or after is not None:
-            self._narration = Narration(reader, self.run_id, self.last_sequence)
-        if not await self._kept():
-            logger.warning(
-                "this run keeps no history, so it has no internal events: run_id=%s; start it with "
-                "Client(history=True) or STEPFLEET_HISTORY=on",
-                self.run_id,
-            )
-        return self._narration
-
-    async def _narrated(
-        self, narration: Narration, end: asyncio.Task[Ended]
-    ) -> AsyncGenerator[tuple[Event, bool]]:
-        """Give internal events too, each where it belongs among the public ones."""
-        async with aclosing(self._items(narration, end)) as items:
-            async for item in items:
-                if isinstance(item, InternalDispatchEvent):
-                    yield item, False
-                elif isinstance(item, PublicRow):
-                    for gap in self._gap(item.seq):
-                        yield gap, False
-                    yield self._shown(item)
-        for event in self._terminal(end.result()):
-            yield event
-
-    async def _items(self, narration: Narration, end: asyncio.Task[Ended]) -> AsyncGenerator[Item]:
-        """Give what comes into the public stream and the history, until the run has ended."""
-        keys, watcher = self._services.fleet.keys, self._services.watcher
-        changed = asyncio.Event()
-
-        def told(_: object) -> None:
-            changed.set()
-
-        end.add_done_callback(told)
-        followed = {
-            keys.events(self.run_id): f"{self.last_sequence}-0",
-            keys.history(self.run_id): narration.position,
-        }
-        for key, position in followed.items():
-            watcher.follow(key, position, told)
-        try:
-            ended = False
-            while not ended:
-                changed.clear()
-                ended = end.done()
-                await narration.read()
-                while (item := narration.next()) is not None:
-                    yield item
-                if not ended:
-                    await changed.wait()
-        finally:
-            for key in followed:
-                watcher.unfollow(key, told)
+    def _streaming(self) -> Streamed:
+        if self._streamed is None:
+            services = self._services
+            self._streamed = Streamed(services.reader, services.watcher, self.run_id, self._codec)
+        return self._streamed
 
     # -- verbose -----------------------------------------------------------------------------------
 
@@ -470,31 +366,11 @@ class RemoteRun:
             self._speaker.add_done_callback(_seen)
 
     async def _spoken(self, speaker: Speaker) -> None:
-        await self.started()
-        await self._services.watcher.ready()
-        end = self._services.spawn(self.ended())
-        end.add_done_callback(_seen)
-        narration = Narration(self._services.reader, self.run_id, 0)
-        async with aclosing(self._items(narration, end)) as items:
+        end = await self._followed_end()
+        async with aclosing(self._streaming().everything(end)) as items:
             async for item in items:
                 speaker.say(item)
         speaker.end(end.result().entry)
-
-    # -- their parts -------------------------------------------------------------------------------
-
-    def _gap(self, seq: int) -> list[StreamGapEvent]:
-        first = self.last_sequence + 1
-        if seq == first:
-            return []
-        self.last_sequence = seq - 1
-        return [StreamGapEvent(first=first, last=seq - 1)]
-
-    def _shown(self, row: PublicRow) -> tuple[Event, bool]:
-        self.last_sequence = row.seq
-        entry = row.entry
-        if entry.kind == "mark":
-            return RetractedEvent(sequences=list(row.stale), step=entry.step), False
-        return self._codec.decode_event(entry.type_id, entry.payload), entry.kind == "end"
 
     # -- what is asked of it -----------------------------------------------------------------------
 
@@ -564,10 +440,7 @@ class RemoteRun:
         """Return the steps whose executions are in streams, by name."""
         await self.started()
         reader = self._services.reader
-        record = (await reader.runs([self.run_id]))[0]
-        if record is None:
-            raise not_found(self.run_id)
-        if record.status != "running":
+        if (await self._record(reader)).status != "running":
             return []
         return endings.what_it_waits_for(await reader.pending(self.run_id), {}, {})[0]
 
@@ -583,12 +456,7 @@ class RemoteRun:
     async def cancel(self, timeout: float) -> None:
         """Cancel the run, if it goes on, and look at its end."""
         await self.started()
-        workflow = self.workflow
-        if not workflow:
-            record = (await self._services.reader.runs([self.run_id]))[0]
-            if record is None:
-                raise not_found(self.run_id)
-            workflow = record.workflow
+        workflow = self.workflow or (await self._record(self._services.reader)).workflow
         commit = endings.cancelled(self.run_id, workflow, self._codec)
         answer = await self._services.committer.commit(commit)
         if answer.word != "over":
@@ -603,9 +471,7 @@ class RemoteRun:
         link = fleet.link("client-history")
         try:
             reader = RunReader(link, fleet.keys)
-            record = (await reader.runs([self.run_id]))[0]
-            if record is None:
-                raise not_found(self.run_id)
+            record = await self._record(reader)
             rows: list[HistoryEntry] = []
             while more := await reader.history(self.run_id, rows[-1].entry if rows else "0-0"):
                 rows += more
@@ -621,9 +487,7 @@ class RemoteRun:
         """Return what is recorded of the run."""
         await self.started()
         reader = self._services.reader
-        record = (await reader.runs([self.run_id]))[0]
-        if record is None:
-            raise not_found(self.run_id)
+        record = await self._record(reader)
         live = record.status == "running"
         pending = len(await reader.pending(self.run_id)) if live else 0
         held = sum((await reader.held(self.run_id)).values()) if live else 0
@@ -642,12 +506,11 @@ class RemoteRun:
             parent=record.parent,
         )
 
-    async def _commit(
-        self, operation: str, words: Sequence[Word], expects: Sequence[Expectation] = ()
-    ) -> Answer:
-        return await self._services.committer.commit(
-            Commit(self.run_id, OperationFence(operation), words, expects)
-        )
+    async def _record(self, reader: RunReader) -> RunRecord:
+        (record,) = await reader.runs([self.run_id])
+        if record is None:
+            raise not_found(self.run_id)
+        return record
 
     def _settled(self, answer: Answer) -> None:
         if answer.word == "unknown-run":
@@ -667,11 +530,12 @@ class RemoteRun:
         async def apply(words: Sequence[Word], expects: Sequence[Expectation]) -> Answer:
             await self.started()
             operation = services.fleet.token()
-            answer = await self._commit(operation, words, expects)
+            commit = Commit(self.run_id, OperationFence(operation), words, expects)
+            answer = await services.committer.commit(commit)
             if answer.word != "over":
                 return answer
             # The state of a run that has ended may be changed: the next run of the context has it.
-            amend = Commit(self.run_id, AmendFence(operation), words, expects)
+            amend = commit._replace(fence=AmendFence(operation))
             return await services.committer.commit(amend)
 
         return RedisPort(
@@ -686,14 +550,6 @@ class RemoteRun:
             on_lock=lambda _: None,
             random=services.fleet.random,
         )
-
-
-def values_to_write(values: Mapping[str, Any], codec: Codec) -> dict[str, bytes]:
-    """Return first store values as bytes."""
-    return {
-        name: codec.encode_value(value, where=f"state key {name!r}")
-        for name, value in values.items()
-    }
 
 
 def _moment(ms: int) -> datetime:
