@@ -10,8 +10,13 @@ import pytest
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.errors import RunNotFound, WorkflowRuntimeError
 from stepfleet.events import RetractedEvent, StreamGapEvent, WorkflowFailedEvent
+from stepfleet.handler import WorkflowHandler
 from stepfleet.retry_policy import retry_policy, stop_after_attempt, wait_none
 from tests.conformance.place import Place
+from tests.support.wait import eventually
+
+#: Seconds in which what is expected happens.
+SOON = 5.0
 
 
 class Progress(Event):
@@ -45,6 +50,15 @@ async def talking(place: Place) -> Talking:
     return await place.serve(Talking, disable_validation=True)
 
 
+async def has_talked(handler: WorkflowHandler) -> None:
+    """Wait until what it publishes before it is told to go on is there."""
+
+    async def are_two() -> bool:
+        return (await handler.status()).last_sequence == 2
+
+    await eventually(are_two, SOON)
+
+
 async def test_events_arrive_in_order_while_the_step_still_runs(place: Place) -> None:
     seen = asyncio.Event()
 
@@ -72,6 +86,7 @@ async def test_events_arrive_in_order_while_the_step_still_runs(place: Place) ->
 async def test_a_reader_that_comes_late_gets_everything(place: Place) -> None:
     flow = await talking(place)
     handler = flow.run()
+    await has_talked(handler)
     await handler.send_event(Go())
     await handler
     shown = [event async for event in handler.stream_events()]
@@ -108,6 +123,7 @@ async def test_a_stream_goes_on_where_it_was_left(place: Place) -> None:
 async def test_after_the_last_event_the_stream_of_a_handler_is_consumed(place: Place) -> None:
     flow = await talking(place)
     handler = flow.run()
+    await has_talked(handler)
     await handler.send_event(Go())
     first = [event async for event in handler.stream_events()]
     with pytest.raises(WorkflowRuntimeError, match="already been consumed"):
@@ -281,6 +297,7 @@ async def test_the_stream_of_a_failed_run_ends_with_the_failure(place: Place) ->
 async def test_a_reader_without_classes_gets_the_fields(place: Place) -> None:
     flow = await talking(place)
     handler = flow.run()
+    await has_talked(handler)
     await handler.send_event(Go())
     await handler
     stranger = place.new_client().handler(handler.run_id)
