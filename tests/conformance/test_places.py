@@ -22,6 +22,7 @@ from stepfleet.worker import processor
 from stepfleet.worker import worker as worker_module
 from stepfleet.worker.hand_back import RETURNED
 from stepfleet.worker.pace import Paces
+from stepfleet.worker.worker import ROOMY
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
@@ -585,3 +586,33 @@ async def test_work_that_is_handed_back_behind_thousands_of_ends_goes_on_soon(
     leaves.stop_now()
     async with asyncio.timeout(SOON):
         await handler
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_worker_with_few_places_takes_nothing_beside_what_it_reads_for_all_of_them(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch, *, takes: bool
+) -> None:
+    taken, came = Consumer.taken, 0
+
+    class Middle(Event):
+        pass
+
+    class Flow(Workflow):
+        @step
+        async def first(self, ev: StartEvent) -> Middle:
+            return Middle()
+
+        @step
+        async def second(self, ev: Middle) -> StopEvent:
+            return StopEvent()
+
+    def noted(self: Consumer, route: Any, row: Any) -> Any:
+        nonlocal came
+        came += 1
+        return taken(self, route, row)
+
+    monkeypatch.setattr(Consumer, "taken", noted)
+    await fleet.add_worker(Flow(), concurrency=ROOMY if takes else ROOMY - 1)
+    for _ in range(5):
+        await (await fleet.client.start(Flow))
+    assert bool(came) == takes

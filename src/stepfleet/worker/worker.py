@@ -44,6 +44,9 @@ STUCK: Final = 30.0
 DRAIN_LINE: Final = 5.0
 #: What a worker tells of itself: the version of this package.
 VERSION: Final = version("stepfleet")
+#: Concurrency from which on a worker takes what follows from its commit. The read under way is for all
+#: places, so of few one is soon missing: what was taken stood behind a long step that another had a place for.
+ROOMY: Final = 10
 #: Seconds after which a delivery that stands in line behind steps that take longer than expected goes back:
 #: what was read ahead is begun within 20 ms, or some seconds where steps block the loop.
 LATE: Final = 5.0
@@ -400,8 +403,10 @@ class Worker:
             await self._processor.capacity.wait()
 
     def _is_idle(self) -> bool:
-        """Tell whether it has nothing to do but a commit that is about to go."""
-        return len(self._processor.held) <= 1 and not (self._draining or self._heartbeat.buried)
+        """Tell whether it has nothing to do but a commit that is about to go, and places enough."""
+        if self._options.concurrency < ROOMY or self._draining or self._heartbeat.buried:
+            return False
+        return len(self._processor.held) <= 1
 
     def _took(self, consumer: Consumer, arrival: Arrival) -> None:
         # Of a name that was buried meanwhile it is reclaimed; too late, it goes back when this worker leaves:
