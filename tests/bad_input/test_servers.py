@@ -425,5 +425,28 @@ def test_a_terminal_without_the_letters_of_a_line_gets_it_with_escapes(
     assert "b\\xfccher \\u2192 12 \\u20ac" in done.out.replace("\\\\", "\\")
 
 
+@pytest.mark.parametrize("program", [WORKER, OPERATOR])
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_password_that_is_missing_or_too_much_is_said_with_its_cure(
+    serve: Serve, run: Run, program: str, *, protected: bool
+) -> None:
+    server = serve()
+    if protected:
+        with redis.Redis(port=server.port) as raw:
+            raw.config_set("requirepass", "hush")
+    url = f"redis://{'' if protected else ':hush@'}127.0.0.1:{server.port}"
+    done = run(url, *(() if program == WORKER else ("queues",)), program=program)
+
+    assert done.code() == CONFIG
+    cure = (
+        "Authentication required; this server wants a password: put it into the URL, before an @ and the host\n"
+        if protected
+        else "; this server has no password: take it out of the URL\n"
+    )
+    assert done.err.endswith(cure)
+    assert done.err.count("\n") == 1
+    assert "hush" not in done.err
+
+
 def test_a_refusal_that_is_no_missing_right_has_no_such_cure() -> None:
     assert str(refused(StoreRefused("OOM"), url="redis://h")) == "Redis at redis://h refuses: OOM"

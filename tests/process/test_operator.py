@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -470,6 +472,19 @@ def test_a_run_that_is_not_there_and_a_redis_that_is_away_are_one_line_on_stderr
     )
 
 
+def test_a_disk_without_room_for_the_output_is_one_line_on_stderr() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", OPERATOR, "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == CRASHED
+    assert done.stderr == b"stepfleet: the output cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     "line",
     [f"runs {name}" for name in ("show", "events", "cancel -y", "resume", "delete -y")] + ["why"],
@@ -492,6 +507,10 @@ def test_a_damaged_run_is_said_with_its_cure(server: RedisServer, operator: Oper
     cure = "`stepfleet doctor` names what is wrong, `stepfleet runs delete bad` removes the run"
     with redis.Redis(port=server.port) as raw:
         raw.set("{default:0}:run:bad", "x")
+        raw.zadd("{default:0}:live", {"bad": 1})
+        assert [row["run"] for row in rows_of(operator("runs list --status damaged --json"))] == [
+            "bad"
+        ]
         said = f"The record of the run cannot be read: {cure}.\n"
         assert operator("why bad").output == said
         raw.delete("{default:0}:run:bad")

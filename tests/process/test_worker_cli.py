@@ -389,7 +389,8 @@ def test_a_wrong_password_is_not_an_outage(
     assert program.code() == 3
     assert program.err == (
         f"workflow-worker: Redis at redis://:***@127.0.0.1:{server.port} refuses: invalid "
-        "username-password pair or user is disabled.\n"
+        "username-password pair or user is disabled; mend user and password in the URL, and escape the "
+        "characters / ? # @ in them\n"
     )
 
 

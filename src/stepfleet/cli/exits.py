@@ -5,6 +5,7 @@ Layer: cli.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -40,6 +41,8 @@ REACH: Final = (
     "start that server, or name another one by --redis-url or STEPFLEET_REDIS_URL; `stepfleet dev` runs one "
     "for a folder"
 )
+#: A full disk, a full quota.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 #: The drain limit passed, and other workers got what still ran (EX_TEMPFAIL).
 HANDED_BACK: Final = 75
 
@@ -96,3 +99,10 @@ def _code_of(name: str, command: click.Command) -> int:
     except StoreError as error:
         complain(name, error)
         return UNAVAILABLE
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        # What is still in Python's buffer goes nowhere, or the interpreter complains of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        complain(name, f"the output cannot be written: {error.strerror}")
+        return CRASHED

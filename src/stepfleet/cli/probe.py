@@ -27,6 +27,14 @@ SKEW_S: Final = 30.0
 BACK_OFF: Final = (0.1, 2.0)
 
 
+#: What a server says to a connection that it does not know -> what to do.
+_SIGN_IN: Final = {
+    "Authentication required": "this server wants a password: put it into the URL, before an @ and the host",
+    "username-password pair": "mend user and password in the URL, and escape the characters / ? # @ in them",
+    "without any password configured": "this server has no password: take it out of the URL",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """A server that answers and may be used."""
@@ -93,10 +101,14 @@ def unanswered(error: ConnectionLost, *, url: str) -> ConnectionLost:
 
 
 def refused(error: StoreRefused, *, url: str, role: str = "worker") -> StoreRefused:
-    """Return a refusal that names the server, and the cure for a missing right."""
-    text = f"Redis at {url} refuses: {error}"
+    """Return a refusal that names the server, and the cure for a wrong password or a missing right."""
+    reason = str(error)
+    text = f"Redis at {url} refuses: {reason}"
     if "permission" in text:
         text += f"; `stepfleet acl --role {role}` prints a user with the rights"
+    elif "the Sentinel" not in reason:  # that has a cure of its own
+        cure = next((cure for said, cure in _SIGN_IN.items() if said in reason), "")
+        text = f"{text.rstrip('.')}; {cure}" if cure else text
     return StoreRefused(text)
 
 

@@ -26,7 +26,10 @@ from stepfleet.storage.inspector import DAMAGED
 from stepfleet.storage.reader import RunRecord
 
 #: How a run can stand.
-STATUSES: Final = ("queued", "running", "completed", "failed", "cancelled", "timed_out")
+STATUSES: Final = (
+    *("queued", "running", "completed", "failed", "cancelled", "timed_out"),
+    "damaged",
+)
 
 
 @click.group("runs", short_help="List, show, follow, cancel, resume and delete runs.")
