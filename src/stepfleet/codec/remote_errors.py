@@ -44,7 +44,6 @@ def describe_error(
     error: BaseException, registry: TypeRegistry, *, chain: int = _CHAIN
 ) -> dict[str, Any]:
     """Returns an exception as a dict of plain values, and of its own arguments and attributes."""
-    kind = type(error)
     type_id, module, name = _names(error, registry)
     cause = error.__cause__
     if cause is None and not error.__suppress_context__:
@@ -57,7 +56,7 @@ def describe_error(
         "module": module,
         "name": name,
         "message": _message(error),
-        "args": _arguments(error, kind),
+        "args": _arguments(error),
         "attributes": attributes,
         "traceback": _traceback_text(error),
         "cause": None
@@ -123,7 +122,7 @@ def _names(error: BaseException, registry: TypeRegistry) -> tuple[str, str, str]
     return type_id, kind.__module__, kind.__qualname__
 
 
-def _arguments(error: BaseException, kind: type[BaseException]) -> Any:
+def _arguments(error: BaseException) -> Any:
     if isinstance(error, UnreconstructedException):
         return None
     if isinstance(error, OSError) and error.filename is not None:

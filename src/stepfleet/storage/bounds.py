@@ -8,7 +8,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """The limits of a fleet. The names are those of the settings."""
+    """The limits of a fleet, by the names of the settings where there are some."""
 
     retention: timedelta = timedelta(hours=24)
     #: Public events kept per run.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -52,14 +52,6 @@ CONNECT_TIMEOUT = 15.0
 #: Seconds that a blocking read waits at Redis: below `REPLY_TIMEOUT`, short enough to notice a
 #: half-open socket.
 BLOCK = 2.0
-
-
-class Connect(Protocol):
-    """Makes a fresh, not yet connected, connection."""
-
-    def __call__(self) -> AbstractConnection:
-        """Return a connection."""
-        ...
 
 
 def connector(url: str, *, connect_timeout: float = 10.0) -> Callable[[], AbstractConnection]:
