@@ -278,6 +278,19 @@ def test_why_says_what_a_join_lacks_when_a_branch_returned_none(
     )
 
 
+def test_why_says_what_a_step_lacks_that_joins_events_of_several_types(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Pairing")
+    says(
+        operator,
+        "why Pairing",
+        "Step join has collected 1 Done of 2, and lacks 1 Proof. Nothing that is pending can bring it",
+    )
+    assert "Nothing of the run is pending" not in operator("why Pairing").output
+
+
 def test_why_names_the_event_that_a_human_owes(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:

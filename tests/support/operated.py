@@ -18,6 +18,10 @@ class Done(Event):
     n: int
 
 
+class Proof(Event):
+    pass
+
+
 class Joining(Workflow):
     """One of three branches returns None."""
 
@@ -34,6 +38,23 @@ class Joining(Workflow):
     async def join(self, ev: Done, ctx: Context) -> StopEvent | None:
         done = ctx.collect_events(ev, [Done] * 3)
         return StopEvent(result=len(done)) if done else None
+
+
+class Pairing(Workflow):
+    """A step joins events of two types, and the branch of one returns None."""
+
+    @step
+    async def spread(self, ev: StartEvent, ctx: Context) -> Item | Done | None:
+        ctx.send_event(Item(n=1))
+        ctx.send_event(Done(n=1))
+
+    @step
+    async def prove(self, ev: Item) -> Proof | None:
+        return None
+
+    @step
+    async def join(self, done: Done, proof: Proof) -> StopEvent:
+        return StopEvent()
 
 
 class Slow(Workflow):
@@ -119,7 +140,7 @@ class Quick(Workflow):
 
 FLOWS: dict[str, Workflow] = {
     flow.__name__: flow(timeout=None)
-    for flow in (Joining, Slow, Human, Asking, Failing, Narrow, Parent, Quick)
+    for flow in (Joining, Slow, Human, Asking, Failing, Narrow, Pairing, Parent, Quick)
 }
 FLOWS["Lonely"] = Lonely(timeout=None, num_concurrent_runs=1)
 #: Served only by workers of their own.

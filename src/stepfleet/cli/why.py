@@ -213,28 +213,47 @@ class _Case:
         )
 
     async def joins(self) -> AsyncGenerator[Sentence]:
-        """Say what collects lack."""
+        """Say what collects, and steps that join several events, lack."""
         collected = await self.inspector.reader.collected(self.run_id)
         quotas = await self.inspector.quotas(self.run_id, list(collected))
         for buffer, counts in sorted(collected.items()):
             step, _, name = buffer.partition(":")
-            quota = quotas[buffer]
-            have = ", ".join(number_of(n, type_) for type_, n in sorted(counts.items()))
-            lacks = ", ".join(
-                number_of(need - counts.get(type_, 0), type_)
-                for type_, need in sorted(quota.items())
-                if need > counts.get(type_, 0)
-            )
             where = f"step {step}" + (f" (buffer {name})" if name not in {"", "default"} else "")
-            text = f"{where} has collected {have}"
-            if lacks:
-                text += f" of {sum(quota.values())}, and lacks {lacks}"
-                if not await self._can_come():
-                    text += (
-                        ". Nothing that is pending can bring it: a branch that should have sent it "
-                        "returned None, or was never started"
-                    )
-            yield Sentence("join", step, f"{text[0].upper()}{text[1:]}.")
+            yield await self._join(step, where, counts, quotas[buffer])
+        paired = await self.inspector.paired(self.run_id)
+        joined = await self._joined() if paired else {}
+        for (step, _), counts in sorted(paired.items()):
+            yield await self._join(step, f"step {step}", counts, joined.get(step, {}))
+
+    async def _joined(self) -> dict[str, dict[str, int]]:
+        """Return how many events of each type the steps take that join several, as the newest code has it."""
+        definitions = await self.inspector.reader.definitions(self.record.workflow)
+        return {
+            route.step: dict(zip(route.types, route.slots, strict=False))
+            for definition in definitions.values()
+            for routes in definition.routes.values()
+            for route in routes
+            if route.slots
+        }
+
+    async def _join(
+        self, step: str, where: str, counts: dict[str, int], quota: dict[str, int]
+    ) -> Sentence:
+        have = ", ".join(number_of(n, type_) for type_, n in sorted(counts.items()))
+        lacks = ", ".join(
+            number_of(need - counts.get(type_, 0), type_)
+            for type_, need in sorted(quota.items())
+            if need > counts.get(type_, 0)
+        )
+        text = f"{where} has collected {have}"
+        if lacks:
+            text += f" of {sum(quota.values())}, and lacks {lacks}"
+            if not await self._can_come():
+                text += (
+                    ". Nothing that is pending can bring it: a branch that should have sent it "
+                    "returned None, or was never started"
+                )
+        return Sentence("join", step, f"{text[0].upper()}{text[1:]}.")
 
     async def _can_come(self) -> bool:
         reader = self.inspector.reader

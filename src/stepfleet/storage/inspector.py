@@ -311,6 +311,20 @@ class Inspector:
             found[buffer] = {name: int(n) for name, n in zip(parts[::2], parts[1::2], strict=True)}
         return found
 
+    async def paired(self, run_id: str) -> dict[tuple[str, str], dict[str, int]]:
+        """Return how many events of each type wait for others to be joined with, by step and scope."""
+        further = await self.link.call("SMEMBERS", self.keys.further(run_id))
+        prefix = self.keys.partners(run_id, "", "", "").removesuffix("::")
+        names = sorted(name for name in map(_text, further) if name.startswith(prefix))
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for name, length in zip(
+            names, await self.link.calls([("LLEN", name) for name in names]), strict=True
+        ):
+            step, event_type, scope = f"{name.removeprefix(prefix)}::".split(":")[:3]
+            if isinstance(length, int) and length:
+                found.setdefault((step, scope), {})[event_type] = length
+        return found
+
     async def timers(self, run_id: str) -> list[TimerRow]:
         """Return the timers of a run, the next first."""
         now_ms, cursor = await self.now_ms(), b"0"
