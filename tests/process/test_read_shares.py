@@ -10,7 +10,7 @@ import pytest
 
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Record
-from stepfleet.storage.consumer import BY_THEMSELVES, Arrival, Consumer
+from stepfleet.storage.consumer import BY_THEMSELVES, OVERLOOKED, Arrival, Consumer
 from stepfleet.storage.keys import Keys
 from stepfleet.storage.link import Link, connector
 from stepfleet.wire import encode_record
@@ -66,6 +66,15 @@ async def test_a_stream_with_much_work_does_not_starve_the_others(
         reads += 1
         # half of the small reads look at every stream in turn, and one of nine large ones
         assert reads <= (2 * STREAMS // free + 2 if free < STREAMS else BY_THEMSELVES)
+
+
+async def test_reads_that_are_far_apart_are_of_all_streams(streams: Streams) -> None:
+    await streams.add(0, ENTRIES)
+    for _ in range(2):
+        assert _from(0, await streams.consumer.read(100))
+    await streams.add(17, 1)
+    streams.consumer._looked -= OVERLOOKED
+    assert _from(17, await streams.consumer.read(100))
 
 
 async def test_one_stream_of_many_is_read_in_few_calls(streams: Streams) -> None:

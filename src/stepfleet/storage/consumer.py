@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -16,6 +17,8 @@ from stepfleet.wire import decode_record
 #: Reads of the streams that have much work between two reads of all: those bring little where a worker
 #: has many streams.
 BY_THEMSELVES: Final = 8
+#: Seconds after which all are read in any case: behind steps that end together so many reads are so many turns.
+OVERLOOKED: Final = 0.1
 #: Told of a step whether all of it that a worker may run at once ends soon, even one after the other.
 IsBrief = Callable[[Route], bool]
 
@@ -76,6 +79,8 @@ class Consumer:
         #: Streams that gave something in the last read that brought anything.
         self._last: list[str] = []
         self._by_themselves = 0
+        #: When all streams were last read.
+        self._looked = 0.0
         self.consumer = consumer
 
     async def create_groups(self) -> None:
@@ -104,10 +109,14 @@ class Consumer:
         # by themselves, a few times, before all are again.
         every = len(self._streams)
         busy = self._busy[:free]
+        clock = asyncio.get_running_loop().time
+        at_once = 1
+        if free >= every:
+            at_once = BY_THEMSELVES if clock() - self._looked < OVERLOOKED else 0
         are_brief = all(is_brief(self._routes[name]) for name in self._last)
         most = free + ahead if are_brief else free
         share = max(1, free // every)
-        if busy and self._by_themselves < (BY_THEMSELVES if free >= every else 1):
+        if busy and self._by_themselves < at_once:
             self._by_themselves += 1
             if found := await self._read_new(busy, most // len(busy), share, block=False):
                 return self._noted(found)
@@ -119,7 +128,9 @@ class Consumer:
         # The next entries are in one of the streams that gave the last, seldom in more than two. With a share
         # of each it would be a few entries of a batch: 0.061 calls per step instead of 0.052, two workers.
         count = max(share, most // max(2, len(busy))) if are_brief and self._last else share
-        return self._noted(await self._read_new(self._streams, count, share, block=wait))
+        found = await self._read_new(self._streams, count, share, block=wait)
+        self._looked = clock()
+        return self._noted(found)
 
     def _noted(self, found: Sequence[_Found]) -> list[Arrival]:
         """Remember which streams gave all they were asked for: there is likely more in them.
