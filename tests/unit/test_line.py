@@ -7,10 +7,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
+from math import inf
 from typing import Any
+
+import pytest
 
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Delivery, Record
+from stepfleet.worker import line
 from stepfleet.worker.held import Held
 from stepfleet.worker.line import AT_ONCE, OF_ONE_RUN, TOO_LONG, Line
 from tests.support.wait import eventually
@@ -76,7 +80,10 @@ async def test_steps_that_do_not_wait_share_a_task() -> None:
     assert len(set(runs.tasks)) == 1
 
 
-async def test_others_have_their_turn_before_a_long_line_is_through() -> None:
+async def test_others_have_their_turn_before_a_long_line_is_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line, "TOO_LONG", inf)
     runs = Runs()
     for _ in range(3 * AT_ONCE):
         runs.add(_at_once)
@@ -101,7 +108,10 @@ async def test_others_have_their_turn_behind_each_step_that_computes() -> None:
     assert set(left) == {5, 4, 3, 2, 1}
 
 
-async def test_steps_of_one_run_stop_for_the_others_sooner() -> None:
+async def test_steps_of_one_run_stop_for_the_others_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line, "TOO_LONG", inf)
     runs = Runs()
     for _ in range(AT_ONCE):
         runs.add(_at_once, "run")
