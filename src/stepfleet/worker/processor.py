@@ -18,13 +18,11 @@ from typing import Any, Final
 from stepfleet.core.commit import (
     Answer,
     Commit,
-    End,
     EntryFence,
     Expectation,
     Is,
     Park,
     Route,
-    SetTimer,
     Word,
 )
 from stepfleet.core.decide import decide, readable
@@ -41,16 +39,14 @@ from stepfleet.errors import (
     WorkflowRuntimeError,
 )
 from stepfleet.graph import StepSpec
-from stepfleet.instrumentation import enter_step_log, step_log_context
+from stepfleet.instrumentation import enter_step_log
 from stepfleet.parents import enter_parent
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Alarm, Arrival
 from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.reader import RunReader
-from stepfleet.storage.run_store import APPLIED
 from stepfleet.storage.state import RedisPort
 from stepfleet.store import StateStore
-from stepfleet.tracing import trace_fields
 from stepfleet.wire import decode_unclaimed
 from stepfleet.worker.effects import Effects, still_known
 from stepfleet.worker.execution import (
@@ -66,6 +62,7 @@ from stepfleet.worker.observer import Observer
 from stepfleet.worker.pace import SOON, Paces
 from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
+from stepfleet.worker.settled import log_settled
 from stepfleet.worker.strays import Strays
 from stepfleet.worker.suspects import Suspects, is_suspect
 from stepfleet.worker.system import settle_system
@@ -424,7 +421,7 @@ class Processor:
             else:
                 if held.delivery.is_first or not isinstance(outcome, Returned):
                     self._effects.tell_of_timers(held.delivery, words)
-                self._log(held.delivery, outcome, words, answer)
+                log_settled(held.delivery, outcome, words, answer)
                 if self._observer is not None:
                     self._observer.settled(held.delivery, outcome, words, answer.word)
                 self._finish(held, answer)
@@ -614,25 +611,6 @@ class Processor:
             return Commit(delivery.run_id, fence, [Park(delivery.route, delivery.entry)])
         return self._strays.damaged(delivery) if answer.word == "broken" else None
 
-    def _log(
-        self, delivery: Delivery, outcome: Outcome, words: Sequence[Word], answer: Answer
-    ) -> None:
-        if answer is APPLIED and isinstance(outcome, Returned):
-            return
-        level, error = logging.WARNING, None
-        if answer.word == "gone":
-            text = "settled elsewhere, this result is dropped"
-        elif answer.word == "broken":
-            level, text = logging.ERROR, "a key of the run has a wrong type or content"
-        elif answer.word == "applied" and isinstance(outcome, Failed):
-            text, error = f"the step failed, {_consequence(words)}", outcome.error
-        elif answer.word == "applied" and isinstance(outcome, Lost):
-            level, text = logging.ERROR, "dead letter: the workers that ran this died"
-        else:
-            return
-        with step_log_context(*log_fields(delivery)):
-            logger.log(level, text, exc_info=error, extra=trace_fields(delivery.trace))
-
     # -- steps that wait for other runs -----------------------------------------------------------
 
     def instances(self) -> dict[str, Workflow]:
@@ -723,13 +701,3 @@ class Processor:
 
 def _where(delivery: Delivery) -> tuple[str, str]:
     return delivery.run_id, delivery.route.step
-
-
-def _consequence(words: Sequence[Word]) -> str:
-    """Say what a commit does about a failure."""
-    delay_ms = next((word.delay_ms for word in words if isinstance(word, SetTimer)), None)
-    if delay_ms is not None:
-        return f"next attempt in {delay_ms / 1000:g} s"
-    if any(isinstance(word, End) for word in words):
-        return "and the run with it"
-    return "the run goes on"
