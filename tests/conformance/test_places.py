@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from stepfleet import Context, Event, StartEvent, StopEvent, Workflow, step
 from stepfleet.core.commit import Answer, Commit, EntryFence, Lend, StrayFence
-from stepfleet.errors import StaleExecution
+from stepfleet.errors import StaleExecution, StoreRefused
 from stepfleet.handler import WorkflowHandler
 from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.keys import GROUP
@@ -22,7 +23,7 @@ from stepfleet.worker import processor
 from stepfleet.worker import worker as worker_module
 from stepfleet.worker.hand_back import RETURNED
 from stepfleet.worker.pace import Paces
-from stepfleet.worker.worker import ROOMY
+from stepfleet.worker.worker import ROOMY, Worker
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
@@ -360,13 +361,76 @@ async def test_no_other_suspect_is_taken_over_until_one_that_waits_counts_no_mor
     assert [await parent, await other] == ["parent", "other"]
 
 
+async def test_what_was_lost_twice_never_runs_beside_what_was_lost_once(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    looks, reclaim = 0, Consumer.reclaim
+    gates = {"once": asyncio.Event(), "twice": asyncio.Event()}
+    stream = fleet.keys.stream("Flow", "StartEvent", "work")
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name in gates:
+                await gates[ev.name].wait()
+            return StopEvent(result=ev.name)
+
+    async def counted(self: Consumer, *args: Any, **options: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await reclaim(self, *args, **options)
+
+    async def looked() -> None:
+        enough = looks + 3
+        await eventually(lambda: looks >= enough, SOON)
+
+    async def owners() -> list[bytes]:
+        """What dies with whom."""
+        rows = await fleet.call("XPENDING", stream, GROUP, "-", "+", 10)
+        return sorted(consumer for _, consumer, *_ in rows)
+
+    def mine(worker: Worker) -> bytes:
+        return worker.consumer.encode()
+
+    twice = await fleet.client.start(Flow, name="twice")
+    await lose(fleet, stream, times=2)
+    once = await fleet.client.start(Flow, name="once")
+    await lose(fleet, stream, times=1)
+    again = await fleet.client.start(Flow, name="once more")
+    await lose(fleet, stream, times=1, consumer="dies later")
+    await fleet.call("ZADD", fleet.keys.leases, 10**15, "dies later")
+    monkeypatch.setattr(Consumer, "reclaim", counted)
+    worker = await fleet.add_worker(
+        Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1)
+    )
+    await eventually(lambda: "once" in ran, SOON)
+    await looked()
+    assert "twice" not in ran
+    assert await owners() == [b"dead", b"dies later", mine(worker)]
+    gates["once"].set()
+    await eventually(lambda: "twice" in ran, SOON)
+    await fleet.call("ZADD", fleet.keys.leases, 1, "dies later")
+    await looked()
+    assert "once more" not in ran
+    assert await owners() == [b"dies later", mine(worker)]
+    gates["twice"].set()
+    assert [await once, await twice, await again] == ["once", "twice", "once more"]
+
+
 async def lose_twice(fleet: Place, stream: str) -> None:
-    """Let what is in a stream be that of a worker which died, like the one before it."""
-    await fleet.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
-    rows = await fleet.call("XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", stream, ">")
+    await lose(fleet, stream, times=2)
+
+
+async def lose(fleet: Place, stream: str, *, times: int, consumer: str = "dead") -> None:
+    """Let what nobody has read of a stream be that of a worker which died, the last of so many."""
+    with suppress(StoreRefused):  # the group is there
+        await fleet.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+    rows = await fleet.call("XREADGROUP", "GROUP", GROUP, consumer, "STREAMS", stream, ">")
     for entry in rows[0][1] if isinstance(rows, list) else next(iter(rows.values())):
-        await fleet.call("XCLAIM", stream, GROUP, "dead", 0, entry[0], "RETRYCOUNT", 2)
-    await fleet.call("ZADD", fleet.keys.leases, 1, "dead")
+        await fleet.call("XCLAIM", stream, GROUP, consumer, 0, entry[0], "RETRYCOUNT", times)
+    await fleet.call("ZADD", fleet.keys.leases, 1, consumer)
 
 
 async def test_what_a_read_brings_to_a_draining_worker_runs_elsewhere_while_that_drains(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import pytest
-
 from stepfleet.storage.keys import GROUP
 from tests.scripts.rig import NARROW, WIDE, Entry, Rig, Route, emit
 
@@ -24,11 +22,12 @@ def reclaim(
     *routes: Route,
     me: str = "me",
     most: int = 100,
-    suspects: int = 1,
+    lost_once: bool = True,
+    suspect: bool = True,
     until_ms: int = 1_000,
 ) -> list[Taken]:
     keys = [rig.keys.leases, *(rig.stream(route) for route in routes or (WIDE,))]
-    args = [GROUP, me, most, suspects, rig.now_ms() + until_ms, LEASE_MS]
+    args = [GROUP, me, most, int(lost_once), int(suspect), rig.now_ms() + until_ms, LEASE_MS]
     rows = rig.script("reclaim", keys, args)
     return [
         Taken(index, entry.decode(), deliveries, owner.decode())
@@ -68,7 +67,7 @@ def test_what_is_reclaimed_comes_with_its_content(rig: Rig) -> None:
     (entry,) = own(rig, "dead", "a")
     lease(rig, "dead", -1)
     keys = [rig.keys.leases, rig.stream(WIDE)]
-    (row,) = rig.script("reclaim", keys, [GROUP, "me", 10, 1, rig.now_ms() + 1_000, LEASE_MS])
+    (row,) = rig.script("reclaim", keys, [GROUP, "me", 10, 1, 1, rig.now_ms() + 1_000, LEASE_MS])
     assert row[3] == [b"r", entry.run_id.encode(), b"i", entry.id.encode(), b"d", b"record of a"]
 
 
@@ -125,28 +124,47 @@ def test_the_oldest_go_first_and_over_all_streams(rig: Rig) -> None:
     ]
 
 
-@pytest.mark.parametrize(("suspects", "expected"), [(0, 1), (1, 2), (2, 3)])
-def test_deliveries_that_were_lost_twice_are_taken_one_at_a_time(
-    rig: Rig, suspects: int, expected: int
+def test_a_suspect_is_taken_when_no_other_that_was_lost_is_left_and_without_another(
+    rig: Rig,
 ) -> None:
-    poison_1, poison_2, _ = own(rig, "first", *"abc")
-    for entry in (poison_1, poison_2):
-        rig.claim(entry, "first")
-    lease(rig, "first", -1)
-    taken = reclaim(rig, suspects=suspects)
-    assert len(taken) == expected
-    assert sum(row.deliveries >= 3 for row in taken) == suspects
+    suspect_1, suspect_2, innocent = own(rig, "dead", *"abc")
+    for entry in (suspect_1, suspect_2):
+        rig.claim(entry, "dead")
+    lease(rig, "dead", -1)
+    assert reclaim(rig) == [Taken(1, innocent.entry, 2, "dead")]
+    assert reclaim(rig, suspect=False) == []
+    assert reclaim(rig) == [Taken(1, suspect_1.entry, 3, "dead")]
+    assert reclaim(rig) == [Taken(1, suspect_2.entry, 3, "dead")]
 
 
-def test_a_suspect_that_was_handed_back_still_counts_as_one(rig: Rig) -> None:
-    first, second = own(rig, "left", *"ab")
-    for entry in (first, second):
-        for _ in range(2):
-            rig.claim(entry, "left")
+def test_what_was_lost_once_is_left_to_others_where_a_suspect_is(rig: Rig) -> None:
+    given, lost = own(rig, "dead", *"ab")
+    give_back(rig, given)
+    rig.client.zadd(rig.keys.leases, {"returned": 0})
+    lease(rig, "dead", -1)
+    assert reclaim(rig, lost_once=False, suspect=False) == [Taken(1, given.entry, 1, "returned")]
+    assert reclaim(rig, suspect=False) == [Taken(1, lost.entry, 2, "dead")]
+
+
+def test_no_suspect_is_taken_beyond_the_places_that_others_have_filled(rig: Rig) -> None:
+    suspect, given = own(rig, "dead", *"ab")
+    rig.claim(suspect, "dead")
+    give_back(rig, given)
+    rig.client.zadd(rig.keys.leases, {"returned": 0})
+    lease(rig, "dead", -1)
+    assert [row.entry for row in reclaim(rig, most=1)] == [given.entry]
+    assert [row.entry for row in reclaim(rig, most=1)] == [suspect.entry]
+
+
+def test_what_was_lost_and_handed_back_still_counts_as_lost(rig: Rig) -> None:
+    suspect, lost_once = own(rig, "left", *"ab")
+    for entry in (suspect, suspect, lost_once):
+        rig.claim(entry, "left")
+    for entry in (suspect, lost_once):
         give_back(rig, entry)
-    taken = reclaim(rig, suspects=1)
-    assert [row.deliveries for row in taken] == [3]
-    assert len(rig.pending(WIDE, "returned")) == 1
+    assert [row.deliveries for row in reclaim(rig)] == [2]
+    assert reclaim(rig, suspect=False) == []
+    assert [row.deliveries for row in reclaim(rig, lost_once=False)] == [3]
 
 
 def test_a_row_without_an_entry_is_removed(rig: Rig) -> None:
@@ -162,7 +180,7 @@ def test_a_stream_that_is_not_there_does_not_hinder_the_others(rig: Rig) -> None
     (entry,) = own(rig, "dead", "a")
     lease(rig, "dead", -1)
     keys = [rig.keys.leases, "nothing", rig.stream(WIDE)]
-    rows = rig.script("reclaim", keys, [GROUP, "me", 10, 1, rig.now_ms() + 1_000, LEASE_MS])
+    rows = rig.script("reclaim", keys, [GROUP, "me", 10, 1, 1, rig.now_ms() + 1_000, LEASE_MS])
     assert [row[1].decode() for row in rows] == [entry.entry]
 
 

@@ -393,7 +393,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "suspects are taken over together, and die together",
-        lua=[("reclaim", "if left > 0 and (not suspect or suspects > 0) then", "if left > 0 then")],
+        lua=[
+            (
+                "reclaim",
+                "suspect = suspect or { s, row, consumer[1], how }",
+                "if left > 0 then take(s, row, consumer[1], how) end",
+            )
+        ],
     ),
     Mutant(
         "what Redis has lost of a step's effects is not missed when the step is settled",

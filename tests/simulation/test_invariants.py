@@ -42,7 +42,7 @@ class Stage:
     def reclaim(self, worker: str) -> int:
         """Buries whoever is dead by Redis' clock, as one that has not noticed that it jumped."""
         keys, until = (self._keys.leases, self._stream), FOR_EVER
-        arguments = (GROUP, worker, 10, 10, until, int(LEASE * 1000))
+        arguments = (GROUP, worker, 10, 1, 1, until, int(LEASE * 1000))
         return len(self._execute("EVALSHA", script("reclaim").sha, 2, *keys, *arguments))
 
     def _execute(self, *command: str | int) -> list[object]:

@@ -183,13 +183,20 @@ class Consumer:
         return _arrival(mine, entry.decode(), fields, 1, fresh=True)
 
     async def reclaim(
-        self, leases: str, *, most: int, suspects: int, buries_until_ms: int, lease_ms: int
+        self,
+        leases: str,
+        *,
+        most: int,
+        lost_once: bool,
+        suspect: bool,
+        buries_until_ms: int,
+        lease_ms: int,
     ) -> list[Arrival]:
         """Take over handed-back deliveries and, if allowed, those of consumers whose lease ran out."""
         rows = await self._calls.script(
             script("reclaim"),
             [leases, *self._streams],
-            [GROUP, self.consumer, most, suspects, buries_until_ms, lease_ms],
+            [GROUP, self.consumer, most, int(lost_once), int(suspect), buries_until_ms, lease_ms],
         )
         return self._taken(rows)
 

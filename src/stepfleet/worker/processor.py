@@ -64,7 +64,7 @@ from stepfleet.worker.parent import StepParent
 from stepfleet.worker.runner import run_step
 from stepfleet.worker.settled import log_settled
 from stepfleet.worker.strays import Strays
-from stepfleet.worker.suspects import Suspects, is_suspect
+from stepfleet.worker.suspects import Suspects
 from stepfleet.worker.system import settle_system
 from stepfleet.workflow import Runtime, Workflow, current_runtime, options_of
 
@@ -253,7 +253,8 @@ class Processor:
             return
         held = Held(delivery, self._clock.steady())
         self._held[key] = held
-        self.suspects.add(held)
+        if delivery.deliveries > 1:
+            self.suspects.add(held)
         self.empty.clear()
         if delivery.is_first:
             self._effects.arm_later()
@@ -306,7 +307,7 @@ class Processor:
         if self._held.get(key) is held:
             del self._held[key]
         self._lent -= held.lent
-        if is_suspect(held.delivery):
+        if held.delivery.deliveries > 1:
             self.suspects.remove(held)
         if held.pace is not None:
             self._give_place(held)
@@ -321,7 +322,7 @@ class Processor:
         """Run a delivery until its commit is on its way; the answer settles it."""
         delivery = held.delivery
         try:
-            if is_suspect(delivery):
+            if delivery.deliveries > 1:
                 await self.suspects.turn(held)
             await self._settle(held)
         except asyncio.CancelledError:
@@ -632,12 +633,12 @@ class Processor:
 
     def _lent_answered(self, held: Held, answer: Answer | StoreError) -> None:
         if held.waits:
-            # From now on nothing counts against it, so the next suspect may run.
+            # From now on nothing counts against it, so others that were lost may run.
             self.suspects.remove(held)
         self._effects.answered(held, answer)
 
     async def go_on(self, held: Held) -> None:
-        """Let what counted against a step before it waited count again, as soon as it is the only suspect."""
+        """Let what counted against a step before it waited count again, as soon as it may run beside others."""
         held.waits = False
         if held.delivery.deliveries == 1:
             return

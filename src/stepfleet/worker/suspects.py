@@ -1,6 +1,8 @@
-"""Deliveries that were lost more than once: one may be what kills workers, so one runs at a time.
+"""Deliveries that were lost with a worker: one of them may be what kills workers.
 
-Whatever a worker has when it dies counts as lost with it, so it also takes none over while it has one.
+Those lost once run beside each other. One lost more often is suspect: it runs when no other that was lost
+does, so that none of these has it counted once more. Whatever a worker has when it dies counts as lost with
+it, so what may not run beside each other is not taken over together either.
 """
 
 from __future__ import annotations
@@ -12,41 +14,66 @@ from typing import Final
 from stepfleet.core.delivery import Delivery
 from stepfleet.worker.held import Held
 
-#: From this many deliveries on, one runs alone among its like.
+#: From this many deliveries on, one is suspect.
 SUSPECT: Final = 3
 
 
 class Suspects:
-    """Those of one process, but for those that wait for another run. `left` is called when one leaves."""
+    """Those of one process, but for those that wait for another run. `left` is called when others may come."""
 
     def __init__(self, left: Callable[[], None]) -> None:
         self._left = left
-        #: The first one runs.
+        #: Suspects; the first one runs, or is the next one to.
         self._queue: list[Held] = []
+        self._running: Held | None = None
+        self._lost_once = set[Held]()
         self._moved = asyncio.Event()
-        #: Held by whoever may bring one, until it is here.
+        #: Held by whoever may bring some, until they are here.
         self.on_their_way = asyncio.Lock()
 
-    def __len__(self) -> int:
-        return len(self._queue)
+    @property
+    def takes_lost_once(self) -> bool:
+        """Whether deliveries that were lost once may come."""
+        return not self._queue
+
+    @property
+    def takes_suspect(self) -> bool:
+        """Whether a suspect may come."""
+        return not self._queue and not self._lost_once
 
     def add(self, held: Held) -> None:
-        """Let a delivery stand in the queue, if it is one."""
-        if is_suspect(held.delivery) and held not in self._queue:
+        """Note a delivery that was lost, as soon as it is here."""
+        if not is_suspect(held.delivery):
+            self._lost_once.add(held)
+        elif held not in self._queue:
             self._queue.append(held)
 
     def remove(self, held: Held) -> None:
-        """Let the next one run."""
-        if held in self._queue:
+        """Let others run."""
+        if held in self._lost_once:
+            self._lost_once.remove(held)
+        elif held in self._queue:
             self._queue.remove(held)
-            self._moved.set()
+            if self._running is held:
+                self._running = None
+        else:
+            return
+        self._moved.set()
+        if self.takes_suspect:
             self._left()
 
     async def turn(self, held: Held) -> None:
         """Wait until this one may run."""
-        while held in self._queue and self._queue[0] is not held:
+        while not self._may_run(held):
             self._moved.clear()
             await self._moved.wait()
+        if is_suspect(held.delivery):
+            self._running = held
+
+    def _may_run(self, held: Held) -> bool:
+        if held in self._queue:
+            return held is self._queue[0] and not self._lost_once
+        return self._running is None
 
 
 def is_suspect(delivery: Delivery) -> bool:

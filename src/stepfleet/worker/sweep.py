@@ -112,7 +112,8 @@ class Sweep:
             arrivals = await self._consumer.reclaim(
                 self._fleet.keys.leases,
                 most=free,
-                suspects=0 if suspects else 1,
+                lost_once=suspects.takes_lost_once,
+                suspect=suspects.takes_suspect,
                 buries_until_ms=buries_until_ms,
                 lease_ms=int(self._heartbeat.lease * 1000),
             )
