@@ -24,8 +24,8 @@ AT_ONCE: Final = 100
 #: commits that go out sooner end it sooner. With 1, 1->100->1 takes a quarter longer.
 OF_ONE_RUN: Final = 3
 #: Seconds after which the others have their turn as well: what has ended behind steps that compute would wait
-#: for them with its commit. A hundred steps that do not wait take about half of it.
-TOO_LONG: Final = 0.01
+#: for them with its commit. With a fifth of it, steps of 5 ms take a call each, and a twentieth longer.
+TOO_LONG: Final = 0.05
 #: Turns of the loop that the others have then: in them a reply is read, whoever asked for it goes on, and the
 #: next call is sent. With one, an answer lay here for up to 100 steps: 1->100->1 took a quarter longer.
 TURNS: Final = 3
