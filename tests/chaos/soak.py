@@ -68,7 +68,7 @@ class Shape:
 
     @property
     def least_kills(self) -> int:
-        """Fewer than this prove nothing; the machine may be busy."""
+        """Fewer than this prove nothing."""
         return int(self.seconds / KILLS_S * 0.5)
 
     @property
@@ -190,17 +190,21 @@ class Soak:
         now = time.monotonic()
         end = now + self.shape.seconds
         kill, restart = now + self._pause(), now + self.shape.restarts_s * 0.6
-        while now < end:
-            time.sleep(max(0.0, min(kill, restart, end) - now))
+        while now < (until := self._until(end)):
+            time.sleep(max(0.0, min(kill, restart, until) - now))
             now = time.monotonic()
             if now >= restart:
                 self._restart_redis()
                 restart += self.shape.restarts_s
             elif now >= kill:
-                self._kill_one(end)
+                self._kill_one(until)
                 # What a busy machine was late for is not made up for: kills stay apart.
                 kill = max(kill + self._pause(), time.monotonic())
             now = time.monotonic()
+
+    def _until(self, end: float) -> float:
+        """A busy machine, where workers need long to start, is given more time for enough kills."""
+        return end if len(self.fleet.deaths()) >= self.shape.least_kills else end + DRAIN_S
 
     def _pause(self) -> float:
         return self._dice.expovariate(1 / KILLS_S)

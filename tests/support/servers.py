@@ -8,8 +8,10 @@ import random
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +27,13 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 #: below the ephemeral range: a client that reconnects to a dead server must not get its port
 PORTS = range(15_000, 32_000)
+#: ports that one process of tests has for itself
+BLOCK = 100
 
 #: The kernel ties a server's life to the *thread* that started it: this one ends with the process.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
+#: held until the process ends
+_CLAIMS: list[socket.socket] = []
 
 
 def available_binaries() -> dict[str, Path]:
@@ -38,15 +44,33 @@ def available_binaries() -> dict[str, Path]:
 
 
 def free_port() -> int:
-    """Finds a loopback port that nobody listens on."""
-    # Not the module's generator: parallel test processes may share a seed, and then a port.
-    dice = random.SystemRandom()
-    while True:
-        port = dice.choice(PORTS)
+    """Finds a loopback port that nobody listens on, and that no other process of tests takes.
+
+    A server that a test starts later, or starts again, would else find another one there.
+    """
+    for port in _own_ports():
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("endless ports have come to an end")
+
+
+@cache
+def _own_ports() -> Iterator[int]:
+    # A name in the abstract namespace of Unix sockets, which the kernel gives to one process.
+    # Not the module's generator: parallel test processes may share a seed.
+    blocks = random.SystemRandom().sample(range(len(PORTS) // BLOCK), len(PORTS) // BLOCK)
+    for block in blocks:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0stepfleet-tests-ports-{block}")
+        except OSError:
+            claim.close()
+        else:
+            _CLAIMS.append(claim)
+            return cycle(PORTS[block * BLOCK : (block + 1) * BLOCK])
+    raise RuntimeError(f"other processes of tests have all of {PORTS}")
 
 
 class RedisServer:
