@@ -6,8 +6,8 @@ of the same worker the run is a child, and awaiting any run lends the step's slo
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Protocol
 from weakref import ReferenceType, ref
@@ -74,9 +74,9 @@ def parent_for(runtime: Runtime) -> Parent | None:
     return parent if parent is not None and parent.runtime is runtime else None
 
 
-@contextmanager
-def waiting(parent: Parent | None) -> Generator[None]:
-    """Lend the slot of the step that waits inside; None: nobody's."""
+@asynccontextmanager
+async def waiting(parent: Parent | None) -> AsyncGenerator[None]:
+    """Lend the slot of the step that waits inside, however the wait ends; None: nobody's."""
     if parent is None:
         yield
         return
@@ -85,6 +85,7 @@ def waiting(parent: Parent | None) -> Generator[None]:
         yield
     finally:
         parent.waits_no_more()
+        await parent.goes_on()
 
 
 def outside_of_steps() -> Context:

@@ -261,9 +261,8 @@ class RemoteRun:
             return self._end.ended or await self._end.seen()
         ended = self._end.ended
         if ended is None:
-            with waiting(parent):
+            async with waiting(parent):
                 ended = await self._end.seen()
-            await parent.goes_on()
         parent.saw_end(self.run_id)
         return ended
 
@@ -324,24 +323,26 @@ class RemoteRun:
     async def events(self, after: int | None, expose_internal: bool) -> AsyncGenerator[Event]:
         """Give public events behind `after`, up to the first StopEvent."""
         parent = current_parent()
-        with waiting(parent):
+        async with waiting(parent):
             end = await self._followed_end()
-            try:
-                if expose_internal and not await self._kept():
-                    logger.warning(
-                        "this run keeps no history, so it has no internal events: run_id=%s; start "
-                        "it with Client(history=True) or STEPFLEET_HISTORY=on",
-                        self.run_id,
-                    )
-                streamed = self._streaming()
-                given = streamed.events(end, after, expose_internal=expose_internal)
-                async with aclosing(given) as events:
-                    async for event in events:
-                        yield event
-            finally:
-                end.cancel()
-        if parent is not None:
-            await parent.goes_on()
+        try:
+            if expose_internal and not await self._kept():
+                logger.warning(
+                    "this run keeps no history, so it has no internal events: run_id=%s; start "
+                    "it with Client(history=True) or STEPFLEET_HISTORY=on",
+                    self.run_id,
+                )
+            streamed = self._streaming()
+            given = streamed.events(end, after, expose_internal=expose_internal)
+            async with aclosing(given) as events:
+                while True:
+                    async with waiting(parent):
+                        event = await anext(events, None)
+                    if event is None:
+                        break
+                    yield event
+        finally:
+            end.cancel()
 
     async def _followed_end(self) -> asyncio.Task[Ended]:
         """Return the run's end, for who follows what happens until then."""

@@ -419,6 +419,147 @@ async def test_what_was_lost_twice_never_runs_beside_what_was_lost_once(
     assert [await once, await twice, await again] == ["once", "twice", "once more"]
 
 
+@pytest.mark.parametrize("how", ["gives up", "has read enough", "reads on"])
+async def test_what_was_lost_counts_as_lost_again_when_it_waits_for_a_run_no_more(
+    fleet: Place, how: str
+) -> None:
+    """However its wait ends: else a step that kills its worker behind a time-out would do so for ever."""
+    gate, at_the_gate = asyncio.Event(), asyncio.Event()
+    stream = fleet.keys.stream("Flow", "StartEvent", "work")
+
+    class Told(Event):
+        pass
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            if ev.name == "child":
+                await eventually(is_lent, SOON)
+                ctx.write_event_to_stream(Told())
+                await gate.wait()
+                return StopEvent()
+            child = Flow().run(name="child")
+            if how == "gives up":
+                awaiting = asyncio.create_task(child.stop_event_result())
+                await eventually(is_lent, SOON)
+                awaiting.cancel()
+                await asyncio.wait([awaiting])
+            elif how == "has read enough":
+                async for _ in child.stream_events():
+                    break
+            else:
+                async for _ in child.stream_events():
+                    at_the_gate.set()
+                    await gate.wait()
+            at_the_gate.set()
+            await gate.wait()
+            await child
+            return StopEvent(result="done")
+
+    async def times() -> int:
+        rows = await fleet.call("XPENDING", stream, GROUP, "-", "+", 1)
+        return int(rows[0][3])
+
+    async def is_lent() -> bool:
+        return await times() == 1
+
+    run = await fleet.client.start(Flow, name="parent")
+    await lose(fleet, stream, times=1)
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
+    await eventually(at_the_gate.is_set, SOON)
+    assert await times() == 2
+    gate.set()
+    assert await run == "done"
+
+
+async def test_what_waits_until_it_may_run_beside_others_keeps_no_place_from_them(
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that is lost may bring a worker what it would not have taken over together."""
+    ran: list[str] = []
+    gate, refuted = asyncio.Event(), False
+    stream = fleet.keys.stream("Flow", "StartEvent", "work")
+    commit = RunStore.commit
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            await gate.wait()
+            return StopEvent(result=ev.name)
+
+    async def refuting(self: RunStore, commits: Sequence[Commit]) -> Any:
+        nonlocal refuted
+        if not refuted and [one.run_id for one in commits] == [once.run_id] and gate.is_set():
+            refuted = True
+            return [Answer("rewound")]
+        return await commit(self, commits)
+
+    once = await fleet.client.start(Flow, name="once")
+    await lose(fleet, stream, times=1)
+    twice = await fleet.client.start(Flow, name="twice")
+    await lose(fleet, stream, times=2)
+    worker = await fleet.add_worker(
+        Flow(), concurrency=1, lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1)
+    )
+    await eventually(lambda: ran == ["once"], SOON)
+    ((entry, *_),) = await fleet.call("XPENDING", stream, GROUP, "-", "+", 9, "dead")
+    mine = worker.consumer
+    await fleet.call("XCLAIM", stream, GROUP, mine, 0, entry, "RETRYCOUNT", 3, "JUSTID")
+    await eventually(lambda: len(worker.processor.held) == 2, SOON)
+    monkeypatch.setattr(RunStore, "commit", refuting)
+    gate.set()
+    async with asyncio.timeout(SOON):
+        assert [await once, await twice] == ["once", "twice"]
+    assert ran == ["once", "once", "twice"]
+
+
+async def test_a_suspect_that_edits_the_state_goes_on_beside_what_waits_for_that(
+    fleet: Place,
+) -> None:
+    ran: list[str] = []
+    child_may_end, stream = asyncio.Event(), fleet.keys.stream("Flow", "Item", "work")
+
+    class Item(Event):
+        name: str
+
+    class Flow(Workflow):
+        @step
+        async def begin(self, ctx: Context, ev: StartEvent) -> Item | StopEvent | None:
+            if "child" in ev:
+                await child_may_end.wait()
+                return StopEvent()
+            for name in ("edits", "writes"):
+                ctx.send_event(Item(name=name))
+            return None
+
+        @step
+        async def work(self, ctx: Context, ev: Item) -> StopEvent | None:
+            ran.append(ev.name)
+            if ev.name == "edits":
+                async with ctx.store.edit_state() as state:
+                    await Flow().run(child=True)
+                    state.child = "done"
+            else:
+                await ctx.store.set("written", True)
+            found = ctx.collect_events(ev, [Item, Item])
+            return StopEvent(result="done") if found else None
+
+    await fleet.add_worker(Flow(), exclude_steps=frozenset({"work"}))
+    run = await fleet.client.start(Flow)
+
+    async def both_are_there() -> bool:
+        return await fleet.call("XLEN", stream) == 2
+
+    await eventually(both_are_there, SOON)
+    await lose(fleet, stream, times=2)
+    await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
+    await eventually(lambda: ran == ["edits", "writes"], SOON)
+    child_may_end.set()
+    async with asyncio.timeout(SOON):
+        assert await run == "done"
+
+
 async def lose_twice(fleet: Place, stream: str) -> None:
     await lose(fleet, stream, times=2)
 

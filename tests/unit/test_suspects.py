@@ -74,3 +74,30 @@ async def test_a_suspect_that_waits_lets_those_lost_once_go_first() -> None:
     assert await may_run(suspects, back)
     suspects.remove(back)
     assert await may_run(suspects, suspect)
+
+
+async def test_a_suspect_that_has_left_while_it_stood_in_the_queue_keeps_nothing_from_running() -> (
+    None
+):
+    suspects = Suspects(lambda: None)
+    first, left, once = held(3), held(3), held(2)
+    suspects.add(first)
+    assert await may_run(suspects, first)
+    suspects.add(left)
+    waiting = asyncio.create_task(suspects.turn(left))
+    await asyncio.sleep(0)
+    suspects.remove(left)  # another part of its step waits for a run
+    suspects.remove(first)
+    await waiting
+    suspects.add(once)
+    assert await may_run(suspects, once)
+
+
+async def test_those_lost_once_may_come_as_soon_as_the_last_suspect_has_left() -> None:
+    left: list[str] = []
+    suspects = Suspects(lambda: left.append("may come"))
+    suspect, back = held(3), held(2)
+    suspects.add(suspect)
+    suspects.add(back)
+    suspects.remove(suspect)
+    assert left == ["may come"]

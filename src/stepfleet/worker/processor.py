@@ -323,6 +323,8 @@ class Processor:
         delivery = held.delivery
         try:
             if delivery.deliveries > 1:
+                if not self.suspects.may_run(held):
+                    self._give_place(held)  # what it waits for may need one
                 await self.suspects.turn(held)
             await self._settle(held)
         except asyncio.CancelledError:
@@ -640,11 +642,13 @@ class Processor:
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again, as soon as it may run beside others."""
         held.waits = False
-        if held.delivery.deliveries == 1:
+        if held.delivery.deliveries == 1 or held.cancelled:
             return
         async with self.suspects.on_their_way:
             self.suspects.add(held)
-        await self.suspects.turn(held)
+        if held.execution is None or not held.execution.lock:
+            await self.suspects.turn(held)
+        # Else what runs now may wait for the state that it edits.
         await self._effects.recount(held)
 
     # -- ends, losses, drain -----------------------------------------------------------------------

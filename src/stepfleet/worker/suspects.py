@@ -59,18 +59,19 @@ class Suspects:
         else:
             return
         self._moved.set()
-        if self.takes_suspect:
+        if self.takes_suspect or (self.takes_lost_once and is_suspect(held.delivery)):
             self._left()
 
     async def turn(self, held: Held) -> None:
         """Wait until this one may run."""
-        while not self._may_run(held):
+        while not self.may_run(held):
             self._moved.clear()
             await self._moved.wait()
-        if is_suspect(held.delivery):
+        if held in self._queue:
             self._running = held
 
-    def _may_run(self, held: Held) -> bool:
+    def may_run(self, held: Held) -> bool:
+        """Whether it is this one's turn."""
         if held in self._queue:
             return held is self._queue[0] and not self._lost_once
         return self._running is None
