@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stepfleet import Client
-from tests.support.fleet import TestFleet
+from tests.support.fleet import TestFleet, while_holding
 from tests.support.load import Load
 
 #: A seed to repeat a failure with.
@@ -49,7 +49,8 @@ async def test_random_faults_lose_nothing_and_repeat_nothing(tmp_path: Path, fau
 
 
 async def _kill(fleet: TestFleet, dice: random.Random) -> None:
-    await asyncio.to_thread(dice.choice(fleet.live).kill)
+    victim = dice.choice(fleet.live)
+    await asyncio.to_thread(while_holding, victim, fleet, victim.kill)
     await asyncio.to_thread(fleet.start)
 
 

@@ -13,7 +13,7 @@ from tests.support.fleet import TestFleet
 from tests.support.flows import Answer, Open
 from tests.support.wait import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 COUNT = 10
 
 

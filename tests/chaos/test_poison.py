@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.chaos.scenarios.entries import a_step_kills_its_workers
 
 
-@pytest.mark.timeout(120)
 async def test_a_step_that_kills_its_workers_is_given_up_and_the_others_go_on(
     tmp_path: Path,
 ) -> None:

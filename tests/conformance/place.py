@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 from stepfleet.client import PATIENCE, Client
@@ -132,7 +133,27 @@ class Place:
         async def ended() -> bool:
             return await self.call("HGET", self.keys.run(run_id), "status") != b"running"
 
-        await eventually(ended, 5.0)
+        await eventually(ended, 20.0)
+
+    async def deadline_ms(self, run_id: str) -> float:
+        """Waits until a live run has a deadline, and returns it, in Redis' time."""
+
+        async def armed() -> float | None:
+            score = await self.call("ZSCORE", self.keys.live, run_id)
+            return float(score) if score and float(score) < inf else None
+
+        return await eventually(armed, 20.0)
+
+    async def budget(self, run_id: str) -> float:
+        """Waits until a live run has a deadline, and returns the seconds from its start to that."""
+        deadline_ms = await self.deadline_ms(run_id)
+        started = (await self.client.handler(run_id).status()).started
+        return round(deadline_ms / 1000 - started.timestamp(), 3)
+
+    async def now_ms(self) -> int:
+        """Returns Redis' time."""
+        seconds, microseconds = await self.call("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def has_left(self, worker: Worker) -> None:
         """Waits until a worker that was told to stop has left."""
@@ -145,7 +166,7 @@ class Place:
         keys = self.keys
         live = await self.call("ZRANGE", keys.live, 0, -1)
         assert not live, f"runs still go on: {live}"
-        await eventually(partial(self._gone, keys.tidy), 5.0)
+        await eventually(partial(self._gone, keys.tidy), 20.0)
         # A timer of an ended run goes when it is due.
         timers = await self.call("ZRANGE", keys.timers, 0, -1)
         assert sorted(timers) == sorted(await self.call("HKEYS", keys.timer_data))

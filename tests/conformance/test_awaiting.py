@@ -14,8 +14,6 @@ from stepfleet.storage.reader import RunReader
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
-pytestmark = pytest.mark.timeout(30)
-
 #: Longer than what an announcement carries.
 LONG = "x" * 2_000
 

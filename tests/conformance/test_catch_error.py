@@ -296,7 +296,7 @@ async def test_the_time_out_of_a_step_is_handled_and_that_of_the_run_is_not(plac
             assert isinstance(ev.exception, TimeoutError)
             return Item()
 
-    flow = await place.serve(Flow, timeout=1.0)
+    flow = await place.serve(Flow, timeout=3.0)
     with pytest.raises(WorkflowTimeoutError, match="work"):
         await flow.run()
 

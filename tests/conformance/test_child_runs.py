@@ -186,7 +186,7 @@ async def test_a_child_ends_with_the_parent_that_did_not_await_it(place: Place) 
     child = await (await place.serve(Parent, timeout=None)).run()
     with pytest.raises(WorkflowCancelledByUser):
         await place.client.handler(child)
-    await eventually(partial(_live, place, 0), 2.0)
+    await eventually(partial(_live, place, 0), 20.0)
 
 
 async def _live(place: Place, count: int) -> bool:
@@ -219,7 +219,7 @@ async def test_the_end_of_a_parent_is_the_end_of_its_descendants(place: Place, h
                 raise ValueError("the parent fails")
 
     await place.serve(Child)
-    parent = await place.serve(Parent, timeout=1.0 if how == "time-out" else None)
+    parent = await place.serve(Parent, timeout=3.0 if how == "time-out" else None)
     handler = parent.run()
     if how == "cancel":
         await eventually(partial(_live, place, 3), 20.0)
@@ -233,7 +233,7 @@ async def test_the_end_of_a_parent_is_the_end_of_its_descendants(place: Place, h
         await handler
     if how == "time-out":
         assert "step call waits for another run" in str(raised.value)
-    await eventually(partial(_live, place, 0), 2.0)
+    await eventually(partial(_live, place, 0), 20.0)
 
 
 async def test_the_time_out_of_a_child_is_its_own(place: Place) -> None:
@@ -293,7 +293,7 @@ async def test_a_replay_attaches_to_the_same_children(place: Place) -> None:
 
     await place.serve(Child)
     handler = (await place.serve(Parent, timeout=20)).run()
-    await eventually(partial(_waits, place, handler), 10.0)
+    await eventually(partial(_waits, place, handler), 20.0)
     await handler.send_event(Answer(text="yes"))
     assert await handler == [2, 2, 4, 2, "yes"]
     assert runs == {1: 3, 2: 1}
@@ -379,7 +379,7 @@ async def test_a_child_that_no_worker_serves_is_warned_about(
     assert await handler == "nobody came"
     assert "no live worker serves this workflow" in caplog.text
     assert "workflow=Double" in caplog.text
-    await eventually(partial(_live, fleet, 0), 5.0)
+    await eventually(partial(_live, fleet, 0), 20.0)
 
 
 async def test_a_child_constructed_in_another_way_than_on_its_workers_is_refused(
@@ -417,7 +417,7 @@ async def test_a_run_id_of_its_own_makes_a_child_too(place: Place) -> None:
 
     await place.serve(Double)
     handler = (await place.serve(Parent, timeout=20)).run()
-    await eventually(partial(_waits, place, handler), 10.0)
+    await eventually(partial(_waits, place, handler), 20.0)
     await handler.send_event(Answer(text="yes"))
     assert await handler == [2, f"{handler.run_id}-own", handler.run_id]
 
@@ -447,9 +447,9 @@ async def test_the_step_of_an_ended_run_starts_no_run(place: Place) -> None:
 
     await place.serve(Double)
     handler = (await place.serve(Parent, timeout=timedelta(seconds=20))).run()
-    await eventually(partial(_waits, place, handler), 10.0)
+    await eventually(partial(_waits, place, handler), 20.0)
     await handler.cancel_run()
-    await eventually(lambda: errors, 10.0)
+    await eventually(lambda: errors, 20.0)
     assert errors == [f"run {handler.run_id} has ended: its steps start no runs any more"]
 
 
@@ -470,6 +470,6 @@ async def test_children_are_ended_long_before_the_next_sweep(fleet: Place) -> No
     await fleet.add_worker(Child(), sweep=sweep)
     await fleet.add_worker(Parent(), sweep=sweep)
     handler = await fleet.client.start(Parent)
-    await eventually(partial(_live, fleet, 2), 10.0)
+    await eventually(partial(_live, fleet, 2), 20.0)
     await handler.cancel_run()
-    await eventually(partial(_live, fleet, 0), 3.0)
+    await eventually(partial(_live, fleet, 0), 20.0)

@@ -266,7 +266,7 @@ async def test_a_join_that_can_never_be_complete_times_out_and_says_what_lacks(
             got = ctx.collect_events(ev, [A] * 3)
             return StopEvent() if got else None
 
-    flow = await place.serve(Flow, timeout=1.0)
+    flow = await place.serve(Flow, timeout=2.0)
     with pytest.raises(
         WorkflowTimeoutError,
         match=r"No steps active\. step join has collected 1 A and waits for more",
@@ -284,13 +284,13 @@ async def test_an_execution_that_ran_again_collects_its_event_once(place: Place)
             bodies.append(ev.n)
             if len(bodies) == 2:
                 both.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await both.wait()
             got = ctx.collect_events(ev, [A] * 2)
             return StopEvent(result=sorted(e.n for e in got)) if got else None
 
     flow = await place.serve(Flow, disable_validation=True)
     assert await flow.run() == [0, 1]
-    assert await eventually(lambda: len(bodies) == 3, 1.0), (
+    assert await eventually(lambda: len(bodies) == 3, 20.0), (
         "only the event that was missing runs again"
     )

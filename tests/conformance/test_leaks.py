@@ -53,7 +53,7 @@ class Everything(Workflow):
 
 @pytest.mark.parametrize("ending", ["completed", "cancelled", "timed_out"])
 async def test_after_its_retention_no_key_of_a_run_is_left(forgetful: Place, ending: str) -> None:
-    flow = await forgetful.serve(Everything, timeout=1.5 if ending == "timed_out" else 30)
+    flow = await forgetful.serve(Everything, timeout=3.0 if ending == "timed_out" else 30)
     handler = flow.run()
     async for event in handler.stream_events():
         if isinstance(event, Item) and event.n == -2:
@@ -73,7 +73,7 @@ async def test_after_its_retention_no_key_of_a_run_is_left(forgetful: Place, end
         return not left
 
     try:
-        await eventually(forgotten, 5.0)
+        await eventually(forgotten, 20.0)
     except AssertionError:
         pytest.fail(f"left: {left}")
     assert not await forgetful.call("ZRANGE", forgetful.keys.live, 0, -1)

@@ -27,8 +27,6 @@ from stepfleet.worker.worker import ROOMY, Worker
 from tests.conformance.place import Place
 from tests.support.wait import eventually
 
-pytestmark = pytest.mark.timeout(30)
-
 #: Seconds until a test gives up on something that should happen.
 SOON = 5.0
 

@@ -31,8 +31,6 @@ from tests.conformance.place import Place
 from tests.support.servers import RedisServer, available_binaries
 from tests.support.wait import eventually
 
-pytestmark = pytest.mark.timeout(30)
-
 #: Seconds until a test gives up on something that should happen.
 SOON = 5.0
 

@@ -49,7 +49,7 @@ async def test_runs_beyond_the_limit_wait_for_their_turn(place: Place) -> None:
     gauge = Gauge()
     flow = await place.serve(gauge.flow(), num_concurrent_runs=2)
     handlers = [flow.run(n=n) for n in range(7)]
-    await eventually(lambda: gauge.inside == 2, 10.0)
+    await eventually(lambda: gauge.inside == 2, 20.0)
     statuses = [(await handler.status()).status for handler in handlers]
     assert sorted(statuses) == ["queued"] * 5 + ["running"] * 2
     gauge.gate.set()
@@ -71,17 +71,27 @@ async def test_the_one_that_waits_longest_goes_first(place: Place) -> None:
 
 
 async def test_the_time_out_runs_from_the_turn_of_a_run(place: Place) -> None:
-    gauge = Gauge()
-    gauge.gate.set()
+    gates = {1: asyncio.Event(), 2: asyncio.Event()}
+    began: list[int] = []
 
     class Slow(Workflow):
         @step
-        async def work(self, ev: StartEvent) -> StopEvent:
-            await asyncio.sleep(0.3)
+        async def work(self, ev: Number) -> StopEvent:
+            began.append(ev.n)
+            await gates[ev.n].wait()
             return StopEvent(result="done")
 
-    flow = await place.serve(Slow, num_concurrent_runs=1, timeout=0.7)
-    assert await asyncio.gather(*(flow.run() for _ in range(5))) == ["done"] * 5
+    flow = await place.serve(Slow, num_concurrent_runs=1, timeout=60)
+    first = flow.run(n=1)
+    await eventually(lambda: began == [1], 20.0)
+    second = flow.run(n=2)
+    assert (await second.status()).status == "queued"
+    await asyncio.sleep(0.1)  # it has waited for a while
+    turn_ms = await place.now_ms()
+    gates[1].set()
+    assert await place.deadline_ms(second.run_id) >= turn_ms + 60_000
+    gates[2].set()
+    assert await asyncio.gather(first, second) == ["done"] * 2
 
 
 @pytest.mark.parametrize("how", ["cancel", "failure", "time-out"])
@@ -95,7 +105,7 @@ async def test_however_a_run_ends_the_next_one_begins(place: Place, how: str) ->
                 await asyncio.sleep(600)
             return StopEvent(result=ev.n)
 
-    timeout = 0.3 if how == "time-out" else 30
+    timeout = 2.0 if how == "time-out" else 60
     flow = await place.serve(Flow, num_concurrent_runs=1, timeout=timeout)
     first = flow.run(n=0)
     await first.status()
@@ -154,6 +164,7 @@ async def test_what_is_sent_to_a_queued_run_comes_after_its_turn(place: Place) -
 
 async def test_a_child_that_is_queued_counts_like_any_run(place: Place) -> None:
     most = inside = 0
+    both = asyncio.Event()
 
     class Child(Workflow):
         @step
@@ -161,6 +172,9 @@ async def test_a_child_that_is_queued_counts_like_any_run(place: Place) -> None:
             nonlocal most, inside
             inside += 1
             most = max(most, inside)
+            if most == 2:
+                both.set()
+            await both.wait()  # two are inside at once, however slow this machine is
             await asyncio.sleep(0.02)
             inside -= 1
             return StopEvent(result=ev.n)
@@ -182,7 +196,7 @@ async def test_two_instances_in_memory_have_limits_of_their_own() -> None:
     cls = gauge.flow()
     one, other = cls(num_concurrent_runs=1), cls(num_concurrent_runs=1)
     handlers = [one.run(n=1), one.run(n=2), other.run(n=3), other.run(n=4)]
-    await eventually(lambda: gauge.inside == 2, 10.0)
+    await eventually(lambda: gauge.inside == 2, 20.0)
     gauge.gate.set()
     assert await asyncio.gather(*handlers) == [1, 2, 3, 4]
     assert gauge.most == 2
@@ -197,7 +211,7 @@ async def test_the_limit_of_the_workers_holds_for_callers_that_know_the_class_on
     others = [fleet.new_client() for _ in range(3)]
     handlers = [await client.start(cls, n=n) for n, client in enumerate(others)]
     handlers += [await others[0].start("Limited", n=3)]
-    await eventually(lambda: gauge.inside == 2, 10.0)
+    await eventually(lambda: gauge.inside == 2, 20.0)
     gauge.gate.set()
     assert await asyncio.gather(*handlers) == [0, 1, 2, 3]
     assert gauge.most == 2

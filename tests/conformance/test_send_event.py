@@ -60,7 +60,7 @@ async def test_a_sent_event_is_delivered_while_its_sender_still_runs(place: Plac
         @step
         async def begin(self, ctx: Context, ev: StartEvent) -> Item | StopEvent:
             ctx.send_event(Item(n=1))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await arrived.wait()
             return StopEvent(result="the other step ran meanwhile")
 

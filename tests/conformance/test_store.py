@@ -221,7 +221,7 @@ async def test_a_write_elsewhere_waits_for_the_end_of_an_edit(place: Place) -> N
                     await asyncio.sleep(0.05)
                     assert not written.is_set()
             else:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await editing.wait()
                 await ctx.store.set("value", "set")
                 written.set()

@@ -56,12 +56,12 @@ async def test_the_lines_go_to_the_log_where_that_takes_them(
 
 
 async def test_a_time_out_is_a_line(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    flow = await place.serve(Flow, verbose=True, timeout=0.5)
+    flow = await place.serve(Flow, verbose=True, timeout=2.0)
     with pytest.raises(WorkflowTimeoutError):
         await flow.run(topic="nothing")
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "[begin:0] complete with no result",
-        "[tick] timeout: 0.5s",
+        "[tick] timeout: 2.0s",
     ]
 
 

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import pytest
-
 from examples.tracing.spans import FILE, read_spans
 
 ROOT = Path(__file__).parents[2]
 SHOWN = ROOT / "docs" / "howto" / "trace.svg"
 SVG = "{http://www.w3.org/2000/svg}"
-
-pytestmark = pytest.mark.timeout(120)
 
 Span = dict[str, Any]
 

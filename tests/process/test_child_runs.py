@@ -28,7 +28,6 @@ def children(fleet: TestFleet) -> set[str]:
     return {line["key"] for line in fleet.ledger.lines("child")}
 
 
-@pytest.mark.timeout(120)
 async def test_one_worker_that_runs_one_step_at_a_time_ends_a_deep_recursion(
     tmp_path: Path,
 ) -> None:
@@ -40,7 +39,6 @@ async def test_one_worker_that_runs_one_step_at_a_time_ends_a_deep_recursion(
         fleet.wait_until_tidy([handler.run_id, *children(fleet)])
 
 
-@pytest.mark.timeout(120)
 async def test_a_parent_whose_worker_is_killed_attaches_to_its_child(tmp_path: Path) -> None:
     with TestFleet(tmp_path, target=TARGET) as fleet:
         workers = fleet.start(2)
@@ -59,7 +57,6 @@ async def test_a_parent_whose_worker_is_killed_attaches_to_its_child(tmp_path: P
         assert fleet.record().check_settled(fleet.ledger, runs) == 3
 
 
-@pytest.mark.timeout(120)
 async def test_children_end_with_a_parent_whose_worker_was_killed(tmp_path: Path) -> None:
     # Nothing of the parent runs on another worker before it ends: the lease is long.
     with TestFleet(tmp_path, target=TARGET, lease="60s") as fleet:
@@ -77,7 +74,6 @@ async def test_children_end_with_a_parent_whose_worker_was_killed(tmp_path: Path
                 assert (await client.handler(run_id).status()).status == "cancelled"
 
 
-@pytest.mark.timeout(180)
 async def test_a_parent_is_told_of_a_child_that_killed_the_worker_of_both(tmp_path: Path) -> None:
     with TestFleet(tmp_path, target=TARGET, max_deliveries=MAX_DELIVERIES) as fleet:
         fleet.start()
@@ -87,7 +83,6 @@ async def test_a_parent_is_told_of_a_child_that_killed_the_worker_of_both(tmp_pa
         assert len(fleet.ledger.executions("kill")) == MAX_DELIVERIES
 
 
-@pytest.mark.timeout(180)
 async def test_a_parent_that_kills_its_worker_behind_its_child_is_given_up(tmp_path: Path) -> None:
     with TestFleet(tmp_path, target=TARGET, max_deliveries=MAX_DELIVERIES) as fleet:
         fleet.start()

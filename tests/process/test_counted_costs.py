@@ -53,8 +53,6 @@ MOST_TRIPS: Final = 0.1
 MOST_OBJECTS: Final = 9
 STEPS: Final = 3
 
-pytestmark = pytest.mark.timeout(180)
-
 
 async def test_what_worker_and_client_send_to_redis_for_a_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -96,7 +96,6 @@ def assert_nothing_is_left(tmp_path: Path, out: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_the_fleet_loses_a_worker_and_no_file(tmp_path: Path) -> None:
     code, out, errors = run(tmp_path, "--files", str(FILES))
     assert (code, errors) == (0, ""), out

@@ -37,7 +37,7 @@ SHORT = timedelta(seconds=0.5)
 #: the users of a test that must not end their server
 LONG = timedelta(seconds=60)
 #: seconds for anything to happen on a loaded machine
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 USER = """
 import sys

@@ -44,7 +44,7 @@ async def test_a_fan_out_joins_once_although_a_worker_is_killed(
             async with asyncio.timeout(PATIENCE):
                 result = await handler
             assert sorted(result["numbers"]) == list(range(WIDTH))
-            assert len(result["pids"]) >= 3
+            assert len(result["pids"]) >= 2
             await asyncio.to_thread(fleet.start)
         fleet.wait_until_tidy(runs)
         record = fleet.record()

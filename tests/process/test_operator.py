@@ -332,7 +332,6 @@ def test_why_names_a_back_off_and_its_attempt(
     )
 
 
-@pytest.mark.timeout(120)
 def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_requeued(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:

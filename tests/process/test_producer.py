@@ -34,7 +34,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.timeout(120)
 async def test_another_process_reads_all_events_and_the_result_of_a_producer_that_is_gone(
     tmp_path: Path,
 ) -> None:
@@ -61,7 +60,6 @@ async def test_another_process_reads_all_events_and_the_result_of_a_producer_tha
         fleet.wait_until_tidy([run_id])
 
 
-@pytest.mark.timeout(120)
 async def test_a_reader_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with TestFleet(tmp_path) as fleet:
         fleet.start(2)
@@ -87,7 +85,6 @@ async def test_a_reader_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path)
 
 
 @pytest.mark.parametrize("random", [False, True])
-@pytest.mark.timeout(120)
 async def test_a_killed_streaming_step_shows_every_event_once_or_says_what_to_retract(
     tmp_path: Path, random: bool
 ) -> None:
@@ -125,7 +122,6 @@ def _is_token(event: object) -> bool:
     return isinstance(event, Token)
 
 
-@pytest.mark.timeout(60)
 async def test_a_store_of_an_ended_run_is_edited_once_when_the_answer_is_lost(
     tmp_path: Path,
 ) -> None:

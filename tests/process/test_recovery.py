@@ -19,7 +19,6 @@ from tests.support.flows import FanOut, Sleep
 PATIENCE = 60.0
 
 
-@pytest.mark.timeout(120)
 async def test_a_step_that_keeps_the_cpu_for_four_leases_runs_once(tmp_path: Path) -> None:
     await keeps_the_cpu(tmp_path, lease=1.5)
 
@@ -31,7 +30,6 @@ async def test_a_worker_that_was_stopped_for_three_leases_changes_nothing(tmp_pa
 
 @pytest.mark.parametrize("then", ["close", "silence"])
 @pytest.mark.parametrize("connection", ["worker-read", "worker-commit", "worker"])
-@pytest.mark.timeout(120)
 async def test_a_reply_that_is_lost_loses_nothing(
     tmp_path: Path, connection: str, then: Literal["close", "silence"]
 ) -> None:
@@ -61,7 +59,6 @@ async def test_workers_that_are_told_to_leave_one_by_one_execute_nothing_twice(
     await replaced_one_by_one(tmp_path, rounds=1)
 
 
-@pytest.mark.timeout(120)
 async def test_what_was_lost_twice_is_taken_over_one_by_one_and_not_one_by_sweep(
     tmp_path: Path,
 ) -> None:

@@ -14,6 +14,5 @@ async def test_redis_is_killed_under_load_and_every_run_ends_correctly(tmp_path:
     await killed_and_started(tmp_path, restarts=1)
 
 
-@pytest.mark.timeout(120)
 async def test_workers_serve_again_after_redis_has_lost_everything(tmp_path: Path) -> None:
     await everything_is_lost.run(tmp_path)

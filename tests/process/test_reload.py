@@ -17,7 +17,7 @@ from stepfleet.embedded.supervisor import die_with_parent
 from tests.support.wait import wait_until
 
 #: Seconds for anything to happen on a busy machine.
-PATIENCE = 40.0
+PATIENCE = 60.0
 
 FLOW = """
 import asyncio

@@ -8,8 +8,6 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
-import pytest
-
 from tests.support.fleet import ROOT, TestFleet
 
 PATIENCE = 60.0
@@ -64,7 +62,6 @@ async def program(text: str, *args: str, given: str = "") -> str:
     return output.decode()
 
 
-@pytest.mark.timeout(180)
 async def test_another_process_goes_on_from_a_run_of_a_producer_that_is_gone(
     tmp_path: Path,
 ) -> None:

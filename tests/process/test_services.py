@@ -28,8 +28,8 @@ from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
 
-#: Seconds for a service to answer first, on a loaded machine.
-START_S = 30.0
+#: Seconds for anything to happen on a loaded machine.
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ class Service:
                 return False
             return True
 
-        wait_until(answers, START_S)
+        wait_until(answers, PATIENCE)
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         request = urllib.request.Request(
@@ -75,7 +75,7 @@ class Service:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=40) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text.startswith(b"{") else text.decode()
 
@@ -87,12 +87,12 @@ def reports(fleet: TestFleet) -> Iterator[Service]:
     )
     yield service
     service.process.terminate()
-    assert service.process.wait(20) in (0, -15)
+    assert service.process.wait(PATIENCE) in (0, -15)
 
 
 def curl(*arguments: str) -> str:
     done = subprocess.run(
-        ["curl", "--silent", "--no-buffer", "--max-time", "50", *arguments],
+        ["curl", "--silent", "--no-buffer", "--max-time", "100", *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -232,7 +232,7 @@ def test_a_run_is_started_streamed_and_awaited_without_a_loop(client: SyncClient
     assert [
         event.page for event in handler.stream_events(after=1) if isinstance(event, Written)
     ] == [2]
-    assert handler.result(timeout=30) == "D: 2 pages"
+    assert handler.result(timeout=PATIENCE) == "D: 2 pages"
     assert client.handler(handler.run_id).status().status == "completed"
 
 
@@ -243,7 +243,7 @@ def test_a_question_is_answered_from_another_handler(client: SyncClient) -> None
     client.handler(handler.run_id, workflow=OrderFlow).send_event(Approval(granted=False))
 
     assert isinstance(question, ApprovalNeeded)
-    assert handler.result(timeout=30) == "desk: refused"
+    assert handler.result(timeout=PATIENCE) == "desk: refused"
 
 
 def test_a_wait_has_a_limit_and_a_cancelled_run_says_so(client: SyncClient) -> None:
@@ -255,14 +255,14 @@ def test_a_wait_has_a_limit_and_a_cancelled_run_says_so(client: SyncClient) -> N
 
     assert handler.status().status == "cancelled"
     with pytest.raises(WorkflowCancelledByUser):
-        handler.result(timeout=30)
+        handler.result(timeout=PATIENCE)
 
 
 def test_many_threads_share_a_client(client: SyncClient) -> None:
     def one(number: int) -> str:
         handler = client.start(ReportFlow, title=str(number), pages=number % 3 + 1, pause=0)
         assert len(list(handler.stream_events())) == number % 3 + 2
-        return handler.result(timeout=40)
+        return handler.result(timeout=PATIENCE)
 
     with ThreadPoolExecutor(8) as threads:
         results = list(threads.map(one, range(24)))
@@ -296,14 +296,14 @@ if (child := os.fork()) == 0:
     print(client.start(ReportFlow, title="child", pages=1, pause=0).result(), flush=True)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
-print(client.start(ReportFlow, title="again", pages=1, pause=0).result(timeout=30))
+print(client.start(ReportFlow, title="again", pages=1, pause=0).result(timeout=60))
 """
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", program],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
     )
 

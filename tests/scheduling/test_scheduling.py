@@ -104,7 +104,6 @@ def slots_of(server: RedisServer) -> list[datetime]:
 
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("worker")
 def test_two_schedulers_of_which_one_is_killed_start_one_run_for_every_second(
     server: RedisServer, scheduler: Callable[[str], Program], seconds: int
@@ -130,7 +129,6 @@ def test_two_schedulers_of_which_one_is_killed_start_one_run_for_every_second(
     assert asyncio.run(results()) == {"every"}
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("worker")
 def test_a_scheduler_goes_on_by_itself_when_redis_restarts(
     server: RedisServer, scheduler: Callable[[str], Program]
@@ -146,7 +144,6 @@ def test_a_scheduler_goes_on_by_itself_when_redis_restarts(
     assert program.code(TAKEN_OVER) == 0
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("worker")
 async def test_a_job_of_another_service_starts_one_run_also_deferred_and_also_twice(
     server: RedisServer, scheduler: Callable[[str], Program]
@@ -174,7 +171,6 @@ async def test_a_job_of_another_service_starts_one_run_also_deferred_and_also_tw
     await pool.aclose()
 
 
-@pytest.mark.timeout(120)
 async def test_a_job_that_comes_before_any_worker_is_tried_again(
     server: RedisServer, scheduler: Callable[[str], Program], tmp_path: Path
 ) -> None:

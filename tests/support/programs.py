@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = "stepfleet.cli.worker"
 OPERATOR = "stepfleet"
 #: seconds for anything to happen on a loaded machine
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 #: The kernel ties a child's life to the *thread* that started it: this one ends with the process.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="program-starter")

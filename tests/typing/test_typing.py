@@ -63,12 +63,10 @@ def complaints(request: pytest.FixtureRequest) -> Complaints:
     return request.param()
 
 
-@pytest.mark.timeout(120)
 def test_a_typed_workflow_passes_strict_checking(complaints: Complaints) -> None:
     assert complaints["good.py"] == set()
 
 
-@pytest.mark.timeout(120)
 def test_wrong_events_states_and_options_are_errors(complaints: Complaints) -> None:
     source = (HERE / "wrong.py").read_text().splitlines()
     refused = {number for number, line in enumerate(source, start=1) if "# refused" in line}

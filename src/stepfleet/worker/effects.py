@@ -157,7 +157,9 @@ class Effects:
             return
         if answer.word == "gone" and not held.cancelled:
             with step_log_context(*log_fields(held.delivery)):
-                logger.warning("another worker took this delivery, its execution here ends")
+                logger.warning(
+                    "another worker took this delivery, or its run was resumed: its execution here ends"
+                )
         self._abandon(held, "gone" if answer.word == "gone" else "over")
 
     # -- deadlines ---------------------------------------------------------------------------------
