@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -291,6 +292,19 @@ def test_why_says_what_a_step_lacks_that_joins_events_of_several_types(
     assert "Nothing of the run is pending" not in operator("why Pairing").output
 
 
+def test_why_says_what_the_list_of_a_step_has_brought_and_what_is_pending_of_it(
+    server: RedisServer, start_worker: Start, operator: Operator
+) -> None:
+    start_worker(FLOWS)
+    started(server, "Listing")
+    says(
+        operator,
+        "why Listing",
+        "Step join waits until the list that step spread has returned is done: it has 2 events, and",
+        "1 event is not.",
+    )
+
+
 def test_why_names_the_event_that_a_human_owes(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:
@@ -361,7 +375,14 @@ def test_why_names_the_dead_letter_of_a_poison_event_which_can_be_shown_and_requ
     )
     (letter,) = rows_of(operator("dead list --json"))
     assert (letter["run"], letter["workflow"], letter["step"]) == ("deadly", "Deadly", "kill")
-    says(operator, f"dead show {letter['id']}", "StartEvent", "event fields")
+    says(
+        operator,
+        f"dead show {letter['id']}",
+        "StartEvent",
+        "event fields",
+        "its worker died 3 times",
+    )
+    assert "lost          3\n" in operator(f"dead show {letter['id']}").output
     goes_on = f"{letter['id']}: deadly goes on as deadly~1\n"
     assert operator(f"dead requeue {letter['id']} -y").output == goes_on
     assert isinstance(operator(f"dead requeue {letter['id']} -y").exception, RunNotFound)
@@ -495,6 +516,32 @@ def test_a_disk_without_room_for_the_output_is_one_line_on_stderr() -> None:
         )
     assert done.returncode == CRASHED
     assert done.stderr == b"stepfleet: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_ends_no_command(server: RedisServer, closed: str) -> None:
+    line = f"{sys.executable} -m {OPERATOR} dead list --redis-url {server.url} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, timeout=PATIENCE, check=False, text=True
+    )
+    assert (done.returncode, done.stdout) == (OK, "")
+    assert done.stderr in ("", "there are no dead letters\n")
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_quietly(server: RedisServer) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", OPERATOR, "doctor", "--redis-url", server.url],
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (CRASHED, b"")
 
 
 @pytest.mark.parametrize(

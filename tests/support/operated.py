@@ -57,6 +57,24 @@ class Pairing(Workflow):
         return StopEvent()
 
 
+class Listing(Workflow):
+    """One of the three events of a list is waited for."""
+
+    @step
+    async def spread(self, ev: StartEvent) -> list[Item]:
+        return [Item(n=n) for n in range(3)]
+
+    @step
+    async def work(self, ev: Item, ctx: Context) -> Done:
+        if ev.n == 1:
+            await ctx.wait_for_event(HumanResponseEvent, timeout=3600)
+        return Done(n=ev.n)
+
+    @step
+    async def join(self, done: list[Done]) -> StopEvent:
+        return StopEvent(result=len(done))
+
+
 class Slow(Workflow):
     """Both slots of a step are taken for long."""
 
@@ -140,7 +158,7 @@ class Quick(Workflow):
 
 FLOWS: dict[str, Workflow] = {
     flow.__name__: flow(timeout=None)
-    for flow in (Joining, Slow, Human, Asking, Failing, Narrow, Pairing, Parent, Quick)
+    for flow in (Joining, Listing, Slow, Human, Asking, Failing, Narrow, Pairing, Parent, Quick)
 }
 FLOWS["Lonely"] = Lonely(timeout=None, num_concurrent_runs=1)
 #: Served only by workers of their own.

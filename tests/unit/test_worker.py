@@ -14,14 +14,26 @@ from stepfleet.clock import Clock
 from stepfleet.core.commit import Route
 from stepfleet.core.delivery import Delivery, Record
 from stepfleet.embedded.memory import memory_fleet
-from stepfleet.errors import ConnectionLost, StoreRefused
+from stepfleet.errors import ConnectionLost, SettingsError, StoreRefused
 from stepfleet.planning import make_plan
 from stepfleet.storage.consumer import Consumer
+from stepfleet.storage.fleet import Fleet
 from stepfleet.storage.link import Link
 from stepfleet.storage.reader import RunReader
 from stepfleet.worker.outage import Outage
 from stepfleet.worker.worker import Worker
 from tests.support.flows import Chain
+
+
+def worker_on(fleet: Fleet) -> Worker:
+    flow = Chain()
+    plan = make_plan(flow, "Chain", limits=fleet.limits, open_types=False)
+    return Worker(fleet, {"Chain": (plan, flow)})
+
+
+async def test_a_worker_without_a_workflow_does_not_start() -> None:
+    with pytest.raises(SettingsError, match="give it a workflow"):
+        await Worker(memory_fleet(), {}).run()
 
 
 class Cut:
@@ -114,7 +126,7 @@ class Refusing:
 
 async def test_a_worker_that_cannot_start_renews_no_lease() -> None:
     fleet = memory_fleet()
-    worker = Worker(replace(fleet, link=cast(Any, lambda name: Refusing(fleet.link(name)))), {})
+    worker = worker_on(replace(fleet, link=cast(Any, lambda name: Refusing(fleet.link(name)))))
     with pytest.raises(StoreRefused):
         await worker.run()
     assert [task.get_name() for task in asyncio.all_tasks() if "heartbeat" in task.get_name()] == []
@@ -138,9 +150,7 @@ async def test_what_is_handed_back_behind_a_new_workers_first_sweep_is_announced
 
     monkeypatch.setattr(RunReader, "last_end", last_end)
     monkeypatch.setattr(Consumer, "reclaim", reclaim)
-    fleet, flow = memory_fleet(), Chain()
-    plan = make_plan(flow, "Chain", limits=fleet.limits, open_types=False)
-    worker = Worker(fleet, {"Chain": (plan, flow)})
+    worker = worker_on(memory_fleet())
     working = asyncio.create_task(worker.run())
     await swept.wait()
     worker.stop()

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Final, NoReturn
 
 import click
@@ -54,11 +55,19 @@ def forced_by(signal_number: int) -> int:
 
 def run_program(name: str, command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; what its user can mend is said without traceback."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         # A terminal or log without the letters of a message gets it with escapes, and not an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(_code_of(name, command))
+
+
+def _open_what_is_closed() -> None:
+    """Let standard streams that a shell has closed (`>&-`) lead nowhere: else the next socket is one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the end
 
 
 def leave_within(seconds: float, code: int) -> None:

@@ -27,6 +27,7 @@ from stepfleet.cli.sentences import (
 )
 from stepfleet.cli.showing import ago, on_one_line, tell
 from stepfleet.codec import Codec, TypeRegistry
+from stepfleet.codec.shown import fields_of
 from stepfleet.errors import DecodeError
 from stepfleet.events import UnreconstructedException
 from stepfleet.instrumentation import masked
@@ -80,8 +81,8 @@ async def reasons(inspector: Inspector, run_id: str) -> AsyncGenerator[Sentence]
         return
     told = False
     limit = case.turn if record.queued else case.held
-    parts = (case.deliveries, limit, case.joins, case.waits, case.timers, case.edit, case.children)
-    for part in parts:
+    parts = (case.deliveries, limit, case.joins, case.lists, case.waits, case.timers)
+    for part in (*parts, case.edit, case.children):
         async for sentence in part():
             told = True
             yield sentence
@@ -259,6 +260,22 @@ class _Case:
         reader = self.inspector.reader
         return bool(await reader.pending(self.run_id)) or bool(await reader.held(self.run_id))
 
+    async def lists(self) -> AsyncGenerator[Sentence]:
+        """Say what steps that take a returned list have of it, and how much of it is not done."""
+        rows = await self.inspector.gatherings(self.run_id)
+        for row in rows[:TOLD]:
+            opener = _opener(row.record)
+            some = f"the list that step {opener} has returned" if opener else "a returned list"
+            are = "is" if row.pending == 1 else "are"
+            yield Sentence(
+                "join",
+                row.step,
+                f"Step {row.step} waits until {some} is done: it has {number_of(row.events, 'event')}, "
+                f"and {number_of(row.pending, 'event')} {are} not.",
+            )
+        if len(rows) > TOLD:
+            yield Sentence("join", "", f"{len(rows) - TOLD} more steps wait for their lists.")
+
     async def waits(self) -> AsyncGenerator[Sentence]:
         """Say which events are waited for."""
         waits = await self.inspector.reader.waits(self.run_id)
@@ -342,6 +359,16 @@ def _attempt(data: bytes) -> str:
         return f" (attempt {record.attempt})"
     error = named_error(record.failure[1])
     return f" (attempt {record.attempt}); the last one failed with {error}"
+
+
+def _opener(data: bytes) -> str:
+    """Return the step whose list a release is of, '' where it cannot be read."""
+    try:
+        record = decode_record(data)
+        event = Codec(TypeRegistry(), generic=True).decode_event(record.type_id, record.payload)
+    except DecodeError:
+        return ""
+    return str(fields_of(event).get("binding_id", "")).partition("->")[0]
 
 
 def named_error(data: bytes) -> str:

@@ -99,7 +99,7 @@ def decide(delivery: Delivery, outcome: Outcome, plan: Plan, *, now_ms: int) -> 
         case Lost():
             error = DeadLettered(
                 f"step {delivery.route.step!r} was given up: its worker died {delivery.deliveries - 1} times "
-                f"while it ran on an event of type {delivery.record.type_id}"
+                f"while it had this event of type {delivery.record.type_id}"
             )
             return _dead(delivery, plan, error)
         case Unreadable():
@@ -284,7 +284,7 @@ def _dead(delivery: Delivery, plan: Plan, error: DeadLettered) -> Commit:
                 "label",
                 delivery.route.label,
             ),
-            *("delivery", delivery.id, "deliveries", delivery.deliveries, "reason", str(error)),
+            *("delivery", delivery.id, "lost", delivery.deliveries - 1, "reason", str(error)),
             *("record", encode_record(delivery.record)),
         )
     )

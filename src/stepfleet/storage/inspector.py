@@ -110,6 +110,17 @@ class Turn(NamedTuple):
     going_on: list[str]
 
 
+class Gathering(NamedTuple):
+    """What a step has of a returned list that it takes."""
+
+    step: str
+    #: What it gets when the list is done, as it is stored.
+    record: bytes
+    events: int
+    #: Deliveries of the list that are not settled.
+    pending: int
+
+
 class TimerRow(NamedTuple):
     """A timer of a run."""
 
@@ -323,6 +334,27 @@ class Inspector:
             step, event_type, scope = f"{name.removeprefix(prefix)}::".split(":")[:3]
             if isinstance(length, int) and length:
                 found.setdefault((step, scope), {})[event_type] = length
+        return found
+
+    async def gatherings(self, run_id: str) -> list[Gathering]:
+        """Return what steps have of returned lists that are not done."""
+        further = await self.link.call("SMEMBERS", self.keys.further(run_id))
+        prefix = self.keys.scope(run_id, "")
+        scopes = [name[len(prefix) :] for name in map(_text, further) if name.startswith(prefix)]
+        scopes = sorted(scope for scope in scopes if ":" not in scope)
+        replies = await self.link.calls([("HGETALL", prefix + scope) for scope in scopes])
+        found: list[Gathering] = []
+        for scope, reply in zip(scopes, replies, strict=True):
+            fields = dict(_pairs(cast("list[Any]", reply))) if isinstance(reply, list) else {}
+            pending = fields.pop(b"open", b"")
+            steps = {_text(label).partition(":")[2]: held for label, held in fields.items()}
+            lists = [("LLEN", self.keys.gathered(run_id, scope, step)) for step in steps]
+            for (step, held), length in zip(
+                steps.items(), await self.link.calls(lists), strict=True
+            ):
+                if isinstance(length, int) and pending.isdigit():
+                    record = held.partition(b"\n")[2]
+                    found.append(Gathering(step, record, length, int(pending)))
         return found
 
     async def timers(self, run_id: str) -> list[TimerRow]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from stepfleet.core.commit import Route
 from stepfleet.core.plan import Plan
-from stepfleet.errors import ConnectionLost, StoreError, StoreRefused
+from stepfleet.errors import ConnectionLost, SettingsError, StoreError, StoreRefused
 from stepfleet.planning import definition_of
 from stepfleet.storage.committer import Committer
 from stepfleet.storage.consumer import Arrival, Consumer
@@ -264,8 +264,10 @@ class Worker:
         """Work until `stop`, or with `burst` until nothing is left; return how many deliveries went back.
 
         Raises:
-            ConnectionLost, StoreRefused: Redis cannot be used at the start.
+            ConnectionLost, StoreRefused: Redis cannot be used at the start. SettingsError: it has no workflow.
         """
+        if not self._workflows:
+            raise SettingsError("a worker has nothing to run: give it a workflow")
         try:
             await self._announce()
             await self._heartbeat.start()
