@@ -83,8 +83,8 @@ async def test_an_entry_that_nobody_of_ours_wrote_disturbs_nobody(
     # Another entry behind it, which everybody comes to.
     await place.call("RPUSH", place.keys.tidy, "last")
     await place.call("ZADD", place.keys.timers, 1, "last/d/back-off/1")
-    await eventually(partial(_is_empty, place, place.keys.tidy), 5.0)
-    await eventually(partial(_is_empty, place, place.keys.timers), 5.0)
+    await eventually(partial(_is_empty, place, place.keys.tidy), 20.0)
+    await eventually(partial(_is_empty, place, place.keys.timers), 20.0)
     for n in range(3):
         assert await (await place.client.start("Add", n=n)) == n + 1
     assert await (await place.new_client().start(Add, n=1)) == 2

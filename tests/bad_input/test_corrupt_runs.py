@@ -82,7 +82,7 @@ async def test_a_key_of_a_wrong_type_ends_in_its_own_run(
     async def put_aside() -> bool:
         return await place.call("XLEN", place.keys.dead) == 1
 
-    await eventually(put_aside, 10.0)
+    await eventually(put_aside, 20.0)
     with pytest.raises(
         WorkflowRuntimeError,
         match="run bad cannot go on, a key of it is damaged: `stepfleet doctor` names what is wrong, "
@@ -124,7 +124,7 @@ async def test_entries_that_are_no_deliveries_are_taken_out_and_the_next_is_run(
     async def empty() -> bool:
         return await place.call("XLEN", stream) == 0
 
-    await eventually(empty, 10.0)
+    await eventually(empty, 20.0)
 
 
 async def test_a_lost_group_is_made_again(place: Place) -> None:
@@ -215,7 +215,7 @@ async def test_whatever_of_a_run_is_damaged_the_others_go_on_and_it_can_be_remov
         keys = " ".join(await place.run_keys())
         return all(word in keys for word in (":wait", ":buf", ":hold:work", ":store", ":events"))
 
-    await eventually(stands_still, 10.0)
+    await eventually(stands_still, 20.0)
     spoiled = await spoil(place, part, how)
     assert spoiled
     Rich.go_on.set()
@@ -343,7 +343,7 @@ async def test_one_counter_that_is_no_number_keeps_no_other_run_waiting(
         keys = " ".join(await place.run_keys())
         return all(word in keys for word in (":wait", ":buf", ":hold:work", ":store", ":events"))
 
-    await eventually(stands_still, 10.0)
+    await eventually(stands_still, 20.0)
     buffer = [name for name in await place.run_keys() if ":bad:buf:" in name]
     name = min(buffer) if counter == "version" else place.keys.run("bad")
     await place.call("HSET", name, counter, "x")
@@ -355,7 +355,7 @@ async def test_one_counter_that_is_no_number_keeps_no_other_run_waiting(
         return "a key of the run has a wrong type or content" in caplog.text
 
     if counter == "version":
-        await eventually(told, 5.0)
+        await eventually(told, 20.0)
     for n in range(20):
         assert await (await place.client.start(Add, n=n)) == n + 1
     with suppress(WorkflowError):

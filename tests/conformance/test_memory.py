@@ -99,7 +99,7 @@ async def test_an_instance_leaves_no_streams_and_no_tasks_behind() -> None:
         shared = (":leases", ":workers", ":ended", ":ends")
         return all(":run:" in name or name.endswith(shared) for name in names)
 
-    await eventually(only_runs_are_left, 5.0)
+    await eventually(only_runs_are_left, 20.0)
     assert await handler.status()
     await runtime.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -187,7 +187,7 @@ async def test_a_timer_that_a_step_leaves_behind_keeps_no_workflow_alive() -> No
     await flow.run()
     del flow
     try:
-        await eventually(lambda: gc.collect() and kept() is None, 5)
+        await eventually(lambda: gc.collect() and kept() is None, 20.0)
     finally:
         timers[0].cancel()
 

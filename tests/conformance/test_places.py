@@ -28,7 +28,7 @@ from tests.conformance.place import Place
 from tests.support.wait import eventually
 
 #: Seconds until a test gives up on something that should happen.
-SOON = 5.0
+SOON = 20.0
 
 _mark: ContextVar[str] = ContextVar("mark", default="")
 
@@ -99,7 +99,7 @@ async def test_a_worker_reads_ahead_of_short_steps_and_not_of_long_ones(fleet: P
 
 
 async def test_what_comes_while_a_worker_is_full_goes_to_one_that_has_a_place(
-    fleet: Place,
+    fleet: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = asyncio.Event()
     ran: list[str] = []
@@ -112,6 +112,7 @@ async def test_what_comes_while_a_worker_is_full_goes_to_one_that_has_a_place(
                 await gate.wait()
             return StopEvent()
 
+    monkeypatch.setattr(worker_module, "LATE", 10 * SOON)
     full = await fleet.add_worker(Flow(), concurrency=1)
     await (await fleet.client.start(Flow, name="short"))  # of late its executions were short
     long = await fleet.client.start(Flow, name="long")
@@ -720,12 +721,13 @@ async def test_what_a_read_brings_beyond_the_places_goes_to_a_worker_that_has_so
         return await read(self, 10, **options)
 
     handlers = await fleet.client.start_many(Flow, [{}] * 5)
-    monkeypatch.setattr(Consumer, "read", read_much)
-    full = await fleet.add_worker(Flow(), concurrency=2)
-    await eventually(lambda: running == 2, SOON)
-    monkeypatch.undo()
+    monkeypatch.setattr(worker_module, "LATE", 10 * SOON)
+    with monkeypatch.context() as patched:
+        patched.setattr(Consumer, "read", read_much)
+        full = await fleet.add_worker(Flow(), concurrency=2)
+        await eventually(lambda: running == 2, SOON)
     await fleet.add_worker(Flow(), concurrency=3)
-    await eventually(lambda: running == 5, worker_module.LATE / 2)
+    await eventually(lambda: running == 5, SOON)
     assert len(full.processor.held) == 2
     gate.set()
     await asyncio.gather(*handlers)
@@ -777,7 +779,7 @@ async def test_work_that_is_handed_back_behind_thousands_of_ends_goes_on_soon(
         looks.add(self)
         return told
 
-    monkeypatch.setattr(worker_module, "TICK", SOON / 2)
+    monkeypatch.setattr(worker_module, "TICK", SOON / 8)
     monkeypatch.setattr(RunReader, "ends", noted)
     leaves = await fleet.add_worker(Flow())
     handler = await fleet.client.start(Flow)
@@ -785,7 +787,7 @@ async def test_work_that_is_handed_back_behind_thousands_of_ends_goes_on_soon(
     stays = await fleet.add_worker(Flow(), sweep=timedelta(seconds=60))
     await eventually(lambda: stays._reader in looks, SOON)
     end = ("XADD", fleet.keys.ends, "*", "r", "", "s", "completed")
-    await leaves._calls.calls([end] * (5 * ENDS))
+    await leaves._calls.calls([end] * (12 * ENDS))
     leaves.stop_now()
     async with asyncio.timeout(SOON):
         await handler

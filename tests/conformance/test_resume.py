@@ -303,7 +303,7 @@ async def test_a_back_off_goes_on(place: Place) -> None:
     async def backs_off() -> bool:
         return bool(await place.call("ZCARD", place.keys.timers))
 
-    await eventually(backs_off, 5.0)
+    await eventually(backs_off, 20.0)
     await cancelled(handler)
     again = flow.run(ctx=handler.ctx)
     assert await again == 3
@@ -341,7 +341,7 @@ async def test_what_was_sent_before_is_not_sent_again_and_what_was_published_is(
         seen = await handler.ctx.store.get("seen", default=[])
         return len(seen) == 3 and (await handler.status()).pending == 1
 
-    await eventually(three_arrived, 5.0)
+    await eventually(three_arrived, 20.0)
     await cancelled(handler)
     Flow.gate.open.set()
     again = flow.run(ctx=handler.ctx)

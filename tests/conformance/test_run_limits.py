@@ -222,7 +222,7 @@ async def test_no_key_of_a_limit_outlives_its_runs(fleet: Place) -> None:
     gauge.gate.set()
     flow = await fleet.serve(gauge.flow(), num_concurrent_runs=2)
     await asyncio.gather(*(flow.run(n=n) for n in range(9)))
-    assert await eventually(partial(_no_places, fleet), 5.0)
+    assert await eventually(partial(_no_places, fleet), 20.0)
 
 
 async def _no_places(place: Place) -> bool:
@@ -233,7 +233,7 @@ async def test_a_run_that_goes_on_from_a_dictionary_waits_for_its_turn(place: Pl
     gauge = Gauge()
     flow = await place.serve(gauge.flow(), num_concurrent_runs=1)
     first = flow.run(n=1)
-    await eventually(lambda: gauge.inside == 1, 10.0)
+    await eventually(lambda: gauge.inside == 1, 20.0)
     second = flow.run(ctx=Context.from_dict(flow, first.ctx.to_dict()))
     assert (await second.status()).status == "queued"
     gauge.gate.set()

@@ -285,13 +285,13 @@ async def test_an_event_that_nobody_accepts_is_dropped_and_the_run_idles(
 
     flow = await place.serve(Flow, disable_validation=True)
     handler = flow.run()
-    await eventually(lambda: "Other: no step accepts this event" in caplog.text, 5.0)
+    await eventually(lambda: "Other: no step accepts this event" in caplog.text, 20.0)
 
     async def idles() -> bool:
         status = await handler.status()
         return (status.status, status.pending) == ("running", 0)
 
-    await eventually(idles, 5.0)
+    await eventually(idles, 20.0)
     await handler.send_event(Item(n=7))
     assert await handler == 7
 

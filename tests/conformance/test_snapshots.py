@@ -163,7 +163,7 @@ async def settled(place: Place, handler: WorkflowHandler) -> None:
         full = [buffer.counts for buffer in cut.buffers.values()]
         return kinds == ["stream", "stream", "stream", "timer", "waiting"] and full == [{"Done": 1}]
 
-    await eventually(still, 5.0)
+    await eventually(still, 20.0)
 
 
 async def test_a_cut_through_a_running_run_has_all_of_its_work_and_changes_nothing(

@@ -148,7 +148,7 @@ class FirstTwo(Workflow):
 
     @step
     async def work(self, ev: Job) -> Ready:
-        await asyncio.sleep(0.0 if ev.n < 2 else 0.3)
+        await asyncio.sleep(0.0 if ev.n < 2 else 30)
         return Ready(n=ev.n)
 
     @step

@@ -226,6 +226,14 @@ def most_at_once(spans: list[Span]) -> int:
     return most
 
 
+async def until_so_many_began(ctx: Context, count: int) -> None:
+    """Keep an execution until so many have begun, so that they are there together."""
+    async with ctx.store.edit_state() as state:
+        state.began = state.get("began", 0) + 1
+    while await ctx.store.get("began") < count:  # noqa: ASYNC110 - another process sets it
+        await asyncio.sleep(0.02)
+
+
 class Limited(Workflow):
     @step
     async def begin(self, ctx: Context, ev: StartEvent) -> Item | None:
@@ -233,8 +241,9 @@ class Limited(Workflow):
             ctx.send_event(Item(n=n))
 
     @step(num_workers=3)
-    async def work(self, ev: Item) -> Span:
+    async def work(self, ctx: Context, ev: Item) -> Span:
         began = time.time()
+        await until_so_many_began(ctx, 3)
         await asyncio.sleep(0.05)
         return Span(began=began, ended=time.time())
 
@@ -251,8 +260,9 @@ class Unlimited(Workflow):
             ctx.send_event(Item(n=n))
 
     @step
-    async def work(self, ev: Item) -> Span:
+    async def work(self, ctx: Context, ev: Item) -> Span:
         began = time.time()
+        await until_so_many_began(ctx, 4)
         await asyncio.sleep(0.05)
         return Span(began=began, ended=time.time())
 

@@ -379,6 +379,9 @@ async def test_an_event_that_is_waited_for_goes_to_its_steps_too() -> None:
 class FromInside(Workflow):
     @step
     async def waits(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        ctx.write_event_to_stream(
+            Req()
+        )  # from here on an answer that comes before the wait is kept
         ctx.send_event(Branch(name="go"))
         answer = await ctx.wait_for_event(Reply)
         return StopEvent(result=answer.text)
@@ -400,7 +403,7 @@ async def asyncio_sleep() -> None:
 
 @pytest.mark.feature("1.6: waiting")
 async def test_a_step_may_answer_a_wait() -> None:
-    assert await FromInside(timeout=5).run() == "inside"
+    assert await FromInside(timeout=60).run() == "inside"
 
 
 class BreaksOff(Workflow):

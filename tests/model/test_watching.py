@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from stepfleet import Context, Workflow, step
+from stepfleet.errors import WorkflowCancelledByUser
 from stepfleet.events import (
     Event,
     HumanResponseEvent,
@@ -60,7 +61,7 @@ class Strays(Workflow):
     @step
     async def only(self, ctx: Context, ev: StartEvent) -> StopEvent:
         ctx.send_event(Stray())
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.0)
         return StopEvent()
 
 
@@ -84,7 +85,7 @@ class IdlesForAnswer(Workflow):
 
 @pytest.mark.feature("1.14: WorkflowIdleEvent")
 async def test_a_run_tells_that_it_can_only_wait() -> None:
-    handler = IdlesForAnswer(timeout=10).run()
+    handler = IdlesForAnswer(timeout=60).run()
     idle = 0
     async for event in handler.stream_events(expose_internal=True):
         if isinstance(event, WorkflowIdleEvent):
@@ -96,7 +97,7 @@ async def test_a_run_tells_that_it_can_only_wait() -> None:
 class Runs(Workflow):
     @step
     async def only(self, ev: StartEvent) -> StopEvent:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(30)
         return StopEvent()
 
 
@@ -108,7 +109,9 @@ async def test_a_context_tells_which_steps_run() -> None:
         await asyncio.sleep(0.02)
         names = await handler.ctx.running_steps()
     assert names == ["only"]
-    await handler
+    await handler.cancel_run()
+    with pytest.raises(WorkflowCancelledByUser):
+        await handler
 
 
 @pytest.mark.feature("1.14: verbose")

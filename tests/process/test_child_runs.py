@@ -43,7 +43,7 @@ async def test_a_parent_whose_worker_is_killed_attaches_to_its_child(tmp_path: P
     with TestFleet(tmp_path, target=TARGET) as fleet:
         workers = fleet.start(2)
         async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
-            handler = await client.start(Family, depth=2, seconds=3.0)
+            handler = await client.start(Family, depth=2, seconds=5.0)
             await eventually(lambda: live(fleet) == 3, PATIENCE)
             await eventually(lambda: len(fleet.ledger.executions("call")) == 3, PATIENCE)
             (first,) = [line for line in fleet.ledger.lines("start") if line["depth"] == 2]
@@ -69,7 +69,7 @@ async def test_children_end_with_a_parent_whose_worker_was_killed(tmp_path: Path
             await handler.cancel_run()
             with pytest.raises(WorkflowCancelledByUser):
                 await handler
-            await eventually(lambda: live(fleet) == 0, 5.0)
+            await eventually(lambda: live(fleet) == 0, 20.0)
             for run_id in children(fleet):
                 assert (await client.handler(run_id).status()).status == "cancelled"
 

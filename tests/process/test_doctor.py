@@ -269,7 +269,7 @@ async def test_a_snapshot_that_failed_is_found(server: RedisServer, raw: Raw) ->
     in_the_way = Path(raw.config_get("dir")["dir"]) / "dump.rdb"
     in_the_way.mkdir()
     raw.bgsave()
-    await eventually(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "err", 10.0)
+    await eventually(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "err", 20.0)
     (ill,) = [one for one in await found(server) if one.level != "ok"]
 
     assert ill[:3] == (
@@ -280,7 +280,7 @@ async def test_a_snapshot_that_failed_is_found(server: RedisServer, raw: Raw) ->
     assert "then BGSAVE" in ill.cure
     in_the_way.rmdir()
     raw.bgsave()
-    await eventually(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "ok", 10.0)
+    await eventually(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "ok", 20.0)
     assert await found(server, "error") == []
 
 

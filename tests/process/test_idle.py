@@ -15,6 +15,7 @@ from stepfleet import Client
 from stepfleet.embedded.memory import MemoryLink
 from tests.support.fleet import TestFleet, calls
 from tests.support.flows import Chain, Sleep
+from tests.support.wait import eventually
 
 #: Seconds over which an idle worker is watched.
 WATCHED_S = 4.0
@@ -57,8 +58,9 @@ async def test_an_idle_worker_of_memory_uses_neither_the_cpu_nor_its_server(
         return await call(self, *command, **more)
 
     monkeypatch.setattr(MemoryLink, "call", counted)
-    handler = Sleep(timeout=None).run(seconds=WATCHED_S + 2.0)
-    await asyncio.sleep(1.0)  # the run has started: its step sleeps, and the worker only waits
+    handler = Sleep(timeout=None).run(seconds=WATCHED_S + 3.0)
+    await eventually((tmp_path / "ledger").exists, 30.0)  # its step sleeps
+    await asyncio.sleep(1.0)  # and the worker only waits, when it has said so
     made.clear()
     cpu, began = time.process_time(), time.monotonic()
     await asyncio.sleep(WATCHED_S)

@@ -154,7 +154,7 @@ def test_why_names_a_paused_worker_that_holds_slots(
 def test_why_says_that_another_worker_will_take_over_what_a_paused_one_holds(
     server: RedisServer, start_worker: Start, operator: Operator
 ) -> None:
-    paused = start_worker(FLOWS, "--lease", "30s")
+    paused = start_worker(FLOWS, "--lease", "5m")
     started(server, "Slow")
     says(operator, "why Slow", "2 of its slots are taken", f":{paused.pid}:")
     start_worker(FLOWS)
@@ -165,12 +165,12 @@ def test_why_says_that_another_worker_will_take_over_what_a_paused_one_holds(
     )
     with redis.Redis(port=server.port) as raw:
         paused.process.send_signal(signal.SIGSTOP)
-        # The last sign of life was 25 s ago: it has five seconds left.
-        raw.zadd("{default:0}:leases", {name: int(time.time() * 1000) + 5000})
+        # The last sign of life was four minutes ago: it has one left.
+        raw.zadd("{default:0}:leases", {name: int(time.time() * 1000) + 60_000})
     says(
         operator,
         "why Slow",
-        "which has given no sign of life for 2",
+        "which has given no sign of life for 4m",
         ": another worker that serves the step takes it over when the lease of that one has run out",
     )
 
@@ -261,7 +261,7 @@ def test_why_names_what_a_worker_handed_back_as_waiting(
     says(operator, "why Slow", "has been running for", f":{worker.pid}:")
     worker.process.send_signal(signal.SIGTERM)
     worker.process.send_signal(signal.SIGINT)
-    worker.process.wait(20.0)
+    worker.code()
     says(operator, "why Slow", "2 Item for step work wait: no live worker serves step work")
     assert "returned" not in operator("why Slow").output
 

@@ -131,7 +131,7 @@ def test_curl_reads_a_run_to_its_end(reports: Service) -> None:
 
 
 def test_a_reader_that_comes_back_misses_nothing_and_sees_nothing_twice(reports: Service) -> None:
-    body = {"title": "B", "pages": 40, "pause": 0.05}
+    body = {"title": "B", "pages": 24, "pause": 0.4}
     run = reports.call("POST", "/runs", body)["run"]
     url = f"{reports.base}/runs/{run}/events"
 
@@ -139,9 +139,9 @@ def test_a_reader_that_comes_back_misses_nothing_and_sees_nothing_twice(reports:
     assert reports.call("GET", f"/runs/{run}")["status"] == "running"
     seen += sequences(curl("--header", f"Last-Event-ID: {seen[-1]}", url))
 
-    assert seen == list(range(1, 42))
+    assert seen == list(range(1, 26))
     code = ("--output", "/dev/null", "--write-out", "%{http_code}")
-    assert curl(*code, "--header", "Last-Event-ID: 41", url) == "204"
+    assert curl(*code, "--header", "Last-Event-ID: 25", url) == "204"
 
 
 def test_what_is_asked_wrongly_is_answered_with_a_reason(reports: Service) -> None:

@@ -210,14 +210,14 @@ async def with_a_call_under_way(
         await store.called.wait()
         yield committer, store, beside
         store.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await committer.drained()
 
 
 async def test_much_that_is_ready_goes_while_the_first_call_is_under_way() -> None:
     async with with_a_call_under_way(commit("first")) as (committer, store, beside):
         answers = [committer.sent(commit(f"r{n}")) for n in range(MUCH)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.gather(*answers)
         assert (store.sizes, beside.sizes) == ([1], [MUCH])
 
@@ -268,7 +268,7 @@ async def test_what_depends_on_a_call_under_way_waits_for_its_answer(
 async def test_two_deliveries_of_a_run_do_not_wait_for_each_other() -> None:
     async with with_a_call_under_way(SETTLING) as (committer, _, beside):
         others = [committer.sent(OF_ANOTHER_DELIVERY) for _ in range(MUCH)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.gather(*others)
         assert beside.sizes == [MUCH]
 
@@ -277,7 +277,7 @@ async def test_a_call_without_a_reply_is_sent_again_whatever_is_under_way_beside
     async with with_a_call_under_way(commit("first")) as (committer, store, beside):
         beside.failures = [ConnectionLost("reset")]
         answers = [committer.sent(commit(f"r{n}")) for n in range(MUCH)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.gather(*answers)
         assert beside.calls[0] == beside.calls[1]
         assert store.sizes == [1]
@@ -295,7 +295,7 @@ async def test_what_was_refused_is_not_overtaken_by_what_depends_on_it() -> None
         for n in range(2 * MUCH):
             committer.put(commit(f"r{n}"), lambda _: None)
         store.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await committer.drained()
     assert [one.split(" ")[0] for one in answered] == ["effect", "end"]
     together = [*store.calls, *beside.calls]

@@ -54,7 +54,7 @@ async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> b
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for it, some turns of the loop."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
 
@@ -188,7 +188,7 @@ async def test_a_call_may_wait_less_long_than_the_one_before_it() -> None:
 
     async with linked(serve) as link:
         assert await link.call("ANY", timeout=60) == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with pytest.raises(ConnectionLost):
                 await link.call("ANY", timeout=0.05)
 

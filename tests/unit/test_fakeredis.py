@@ -90,7 +90,7 @@ async def test_a_read_returns_with_the_next_write_of_this_process(link: MemoryLi
     reading = asyncio.create_task(link.read(("XREAD",), ("STREAMS", "s", "0"), block=30.0))
     await asyncio.sleep(0)
     await link.call("XADD", "s", "1-0", "f", "v")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await reading)[0][1][0][0] == b"1-0"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from stepfleet.clock import Clock
 from stepfleet.embedded.memory import memory_fleet
+from stepfleet.testing import run_in_virtual_time
 from stepfleet.worker import heartbeat
 from stepfleet.worker.heartbeat import BEATS, Heartbeat
 from tests.support.wait import eventually
@@ -72,19 +74,29 @@ def test_a_jump_after_the_last_beat_is_one_that_it_did_not_expect() -> None:
     assert now_ms < beating.heart.buries_until_ms <= now_ms + LEASE * 1000 / 2
 
 
-async def test_a_worker_whose_tasks_all_wait_for_redis_is_none_whose_loop_is_blocked(
+class OfLoop(Clock):
+    """The clock of the running loop."""
+
+    def steady(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def test_a_worker_whose_tasks_all_wait_for_redis_is_none_whose_loop_is_blocked(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[bool] = []
     is_stalled = Heartbeat._is_stalled
     monkeypatch.setattr(Heartbeat, "_is_stalled", lambda heart: looks.append(is_stalled(heart)))
     monkeypatch.setattr(heartbeat, "STALL", 2)
-    heart = Heartbeat(
-        memory_fleet("waiting"), "me", lease=0.06, describe=dict, running=lambda: "spin"
-    )
-    await heart.start()
-    await eventually(lambda: len(looks) > 3 * BEATS, 10.0)
-    await heart.stop()
+
+    async def main() -> None:
+        fleet = replace(memory_fleet("waiting"), clock=OfLoop())
+        heart = Heartbeat(fleet, "me", lease=LEASE, describe=dict, running=lambda: "spin")
+        await heart.start()
+        await eventually(lambda: len(looks) > 3 * BEATS, 30.0)
+        await heart.stop()
+
+    run_in_virtual_time(main())
     assert not any(looks)
     assert caplog.records == []
 

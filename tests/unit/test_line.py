@@ -20,7 +20,7 @@ from stepfleet.worker.line import AT_ONCE, OF_ONE_RUN, TOO_LONG, Line
 from tests.support.wait import eventually
 
 #: Seconds until a test gives up on something that should happen.
-SOON = 5.0
+SOON = 20.0
 
 _seen: ContextVar[str] = ContextVar("seen", default="")
 

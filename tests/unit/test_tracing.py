@@ -245,7 +245,7 @@ async def test_what_handles_a_failure_is_below_it(exporter: InMemorySpanExporter
 async def test_a_wait_is_two_spans_of_one_trace(exporter: InMemorySpanExporter) -> None:
     handler = Asked().run()
 
-    await eventually(lambda: named(exporter, "process ask"), 10.0)
+    await eventually(lambda: named(exporter, "process ask"), 20.0)
     handler.ctx.send_event(Answer(text="yes"))
     assert await handler == "yes"
     before, after = named(exporter, "process ask")

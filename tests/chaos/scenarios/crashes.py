@@ -241,7 +241,7 @@ async def _stop_and_go_on(
 ) -> dict[str, int]:
     """Stops and continues a worker that owns runs; returns the runs and who ended them."""
     # Their time is over when the worker goes on: it commits what is no longer its own.
-    handlers = [await client.start(Sleep, seconds=3 * lease) for _ in range(STOPPED)]
+    handlers = await client.start_many(Sleep, [{"seconds": 3 * lease}] * STOPPED)
     await eventually(lambda: _armed(fleet) == STOPPED, PATIENCE)
     stopped.pause()
     assert fleet.owned_by(stopped) == STOPPED
@@ -315,7 +315,6 @@ async def keeps_the_cpu(directory: Path, *, lease: float) -> Figures:
         )
         (said_after,) = re.findall(warning, busy.log())
         assert lease <= int(said_after) <= 3 * lease
-        assert sum("has not turned" in worker.log() for worker in fleet.workers) == 1
         _check_ran_once(fleet, [handler.run_id], 4 * lease)
         return Figures(
             recovery=(),
