@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.servers import RedisServer, available_binaries
 
 #: arq pins an older redis-py: its tests run where it is installed, which is `make test-redis5`.
 collect_ignore = [] if find_spec("arq") else ["scheduling"]
+
+# How long an example takes says how busy this machine is.
+settings.register_profile(
+    "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ WORKFLOWS = {
     "fan_in": ("CountFlow", ["count"]),
 }
 
-#: seconds for a start.py; they take less than two
-PATIENCE_S = 40.0
+#: seconds for a start.py on a loaded machine; they take less than two
+PATIENCE_S = 100.0
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
@@ -186,13 +186,13 @@ def exact(a: Any, b: Any) -> bool:
 
 
 @given(values)
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600)
 def test_a_value_comes_back_exact(value: Any) -> None:
     assert exact(CODEC.decode_value(CODEC.encode_value(value, where="x")), value)
 
 
 @given(values, st.dictionaries(names, values, max_size=2))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 def test_an_event_comes_back_exact_and_a_generic_reader_can_read_it(
     value: Any, dynamic: dict[str, Any]
 ) -> None:
@@ -206,7 +206,7 @@ def test_an_event_comes_back_exact_and_a_generic_reader_can_read_it(
 
 
 @given(values)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 def test_what_was_decoded_has_the_same_bytes_again(value: Any) -> None:
     encoded = CODEC.encode_value(value, where="x")
     assert CODEC.encode_value(CODEC.decode_value(encoded), where="x") == encoded
@@ -269,13 +269,13 @@ def decode_every_way(recorder: Recorder, data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000)
 def test_any_bytes_raise_nothing_but_a_decode_error(recorder: Recorder, data: bytes) -> None:
     decode_every_way(recorder, data)
 
 
 @given(values, st.data())
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 def test_mutated_bytes_raise_nothing_but_a_decode_error(
     recorder: Recorder, value: Any, data: st.DataObject
 ) -> None:
@@ -318,7 +318,7 @@ raw_parts = st.recursive(
 
 
 @given(raw_parts)
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000)
 def test_well_formed_nonsense_raises_nothing_but_a_decode_error(
     recorder: Recorder, raw: Any
 ) -> None:
@@ -326,7 +326,7 @@ def test_well_formed_nonsense_raises_nothing_but_a_decode_error(
 
 
 @given(raw_parts)
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 def test_whatever_was_decoded_can_be_encoded(raw: Any) -> None:
     try:
         value = CODEC.decode_value(pack(raw))

@@ -17,7 +17,7 @@ from stepfleet.embedded.server import find_server_binary
 from stepfleet.errors import WorkflowRuntimeError
 
 #: Seconds for a server or a worker to be there, on a machine that is busy.
-START_S: Final = 30.0
+START_S: Final = 60.0
 #: Seconds for a worker to drain.
 LEAVE_S: Final = 40.0
 #: Seconds between two looks.
