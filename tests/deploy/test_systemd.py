@@ -28,7 +28,7 @@ def values(text: str) -> dict[str, str]:
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
-        channel.settimeout(30)
+        channel.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield channel
 
@@ -76,7 +76,7 @@ def test_a_name_in_the_abstract_namespace_is_reached(monkeypatch: pytest.MonkeyP
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind("\0stepfleet-notify-test")
         monkeypatch.setenv("NOTIFY_SOCKET", "@stepfleet-notify-test")
-        channel.settimeout(10)
+        channel.settimeout(60)
 
         notify("READY=1")
 

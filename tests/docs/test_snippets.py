@@ -22,7 +22,7 @@ from tests.support.wait import wait_until
 READERS_SERVER = "redis://127.0.0.1:6379/0"
 
 #: seconds for one program of a page, on a loaded machine
-PATIENCE_S = 30.0
+PATIENCE_S = 100.0
 
 #: What a worker logs when it takes deliveries.
 READY = "worker is ready"

@@ -91,7 +91,7 @@ async def test_a_killed_streaming_step_shows_every_event_once_or_says_what_to_re
     with TestFleet(tmp_path) as fleet:
         fleet.start(2)
         async with Client(fleet.url) as client, asyncio.timeout(PATIENCE):
-            handler = await client.start(Streaming, count=COUNT, seconds=0.02, random=random)
+            handler = await client.start(Streaming, count=COUNT, seconds=0.08, random=random)
             shown: dict[int, Token] = {}
             retracted: list[int] = []
             async for event in handler.stream_events():

@@ -460,7 +460,7 @@ def test_fields_that_a_hosted_server_hides_are_named() -> None:
 async def test_sigterm_lets_a_slow_step_finish(worker: Run, client: Client, ledger: Ledger) -> None:
     program = worker(FLOWS, "--log-format", "console")
     async with client:
-        handler = await client.start(Sleep, seconds=1.5)
+        handler = await client.start(Sleep, seconds=4.0)
         await runs_now(ledger)
         program.send()
         program.says("draining")

@@ -44,7 +44,7 @@ def run(checker: str, *arguments: str) -> str:
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=170,
         check=False,
     )
     assert not done.stderr

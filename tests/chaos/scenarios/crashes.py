@@ -165,7 +165,7 @@ async def _killed_at(directory: Path, point: Point) -> tuple[float, int]:
             if trap is not None and point.reached is _asks_for_work:
                 # else it would have read the run by the question before
                 await eventually(lambda: trap.killed, PATIENCE)
-            handler = await client.start(NotedChain, seconds=0.3 if point.reached == "one" else 0.0)
+            handler = await client.start(NotedChain, seconds=2.0 if point.reached == "one" else 0.0)
             if trap is None:
                 killed = await _kill_when_begun(fleet, str(point.reached))
             else:
