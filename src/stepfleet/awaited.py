@@ -37,7 +37,8 @@ class Ending:
         self.ended: Ended | None = None
         #: Whether the run may have ended without an announcement that was heard here.
         self.must_look = must_look
-        self.waits: list[asyncio.Future[Ended]] = []
+        #: One for each who waits, since any of them may be cancelled.
+        self.waits: tuple[asyncio.Future[Ended], ...] = ()
 
     def seen(self) -> Coroutine[Any, Any, Ended]:
         """Wait for the end and return how the run ended.
@@ -91,15 +92,14 @@ class Awaited:
             self._waiting[ending.run_id] = ending
             if ending.must_look:
                 self._look_soon(ending)
-        # A future for each, since whoever awaits may be cancelled.
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-        ending.waits.append(future)
+        ending.waits += (future,)
         try:
             return await future
         finally:
             if future in ending.waits:
                 # Given up. An announcement is heard as long as somebody has the handler.
-                ending.waits.remove(future)
+                ending.waits = tuple(one for one in ending.waits if one is not future)
                 if not ending.waits:
                     self._waiting.pop(ending.run_id, None)
 
@@ -130,7 +130,7 @@ class Awaited:
             )
 
     def _settle(self, ending: Ending, how: Ended | WorkflowError) -> None:
-        waits, ending.waits = ending.waits, []
+        waits, ending.waits = ending.waits, ()
         self._waiting.pop(ending.run_id, None)
         if isinstance(how, Ended):
             ending.ended = how

@@ -332,7 +332,8 @@ class Client:
         if target.is_verbose:
             run.speak()
         context.attach(run)
-        return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
+        resume = resume or partial(self.resume, workflow=workflow)
+        return WorkflowHandler(run, resume, ctx=context)
 
     def _handler(
         self,
@@ -340,9 +341,8 @@ class Client:
         workflow: Workflow | type[Workflow] | str | None,
         resume: Callable[[str], Awaitable[WorkflowHandler]] | None = None,
     ) -> WorkflowHandler:
-        context: Context[Any] = Context(workflow)
-        context.attach(run)
-        return WorkflowHandler(run, context, resume or partial(self.resume, workflow=workflow))
+        resume = resume or partial(self.resume, workflow=workflow)
+        return WorkflowHandler(run, resume, workflow=workflow)
 
 
 def identity_of(run_id: str | None, context: Context[Any] | None, chance: Random) -> str:

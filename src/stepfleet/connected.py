@@ -111,6 +111,7 @@ class Connected:
         self.carried: dict[str, RunSpan] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._plans: dict[tuple[Any, str], Plan] = {}
+        self._routings: dict[Plan, PlannedRouting] = {}
         self.spawn(self.committer.run())
         self.spawn(self.awaited.recheck())
 
@@ -475,13 +476,19 @@ class Connected:
             codec=self._reading_codec(plan),
             routing=AnnouncedRouting(self.announced, self.codec, run_id, name)
             if plan is None
-            else PlannedRouting(plan),
+            else self._routing(plan),
             state_type=plan.graph.state_type if plan is not None else None,
             steps=plan.graph.steps if plan is not None else (),
             started=started,
             # Of a run that is recorded already it has to be read.
             kept=self._kept(target) if is_new and target is not None else None,
         )
+
+    def _routing(self, plan: Plan) -> PlannedRouting:
+        routing = self._routings.get(plan)
+        if routing is None:
+            routing = self._routings[plan] = PlannedRouting(plan)
+        return routing
 
     def _reading_codec(self, plan: Plan | None) -> Codec:
         if plan is None:

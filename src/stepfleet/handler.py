@@ -111,12 +111,16 @@ class WorkflowHandler:
     def __init__(
         self,
         run: RunPort,
-        ctx: Context[Any],
         resume: Callable[[str], Awaitable[WorkflowHandler]],
+        *,
+        workflow: Any = None,
+        ctx: Context[Any] | None = None,
     ) -> None:
         self._run = run
-        self._ctx = ctx
         self._resume = resume
+        self._workflow = workflow
+        #: Made when it is asked for: most handlers are only awaited.
+        self._ctx = ctx
         #: Held by the one that streams; most handlers are only awaited.
         self._reading: asyncio.Lock | None = None
         self._reader: asyncio.Task[Any] | None = None
@@ -130,6 +134,9 @@ class WorkflowHandler:
     @property
     def ctx(self) -> Context[Any]:
         """The run's context, seen from outside of its steps."""
+        if self._ctx is None:
+            self._ctx = Context(self._workflow)
+            self._ctx.attach(self._run)
         return self._ctx
 
     @property
