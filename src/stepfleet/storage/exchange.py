@@ -18,6 +18,9 @@ from redis.exceptions import InvalidResponse, ResponseError
 #: How redis-py turns the text of an error into an exception.
 _error_of: Final = cast(Any, DefaultParser).parse_error
 
+#: Bytes that one read from the socket brings at most.
+BUFFER: Final = 64 * 1024
+
 _CLOSED: Final = "Connection closed by server."
 
 
@@ -47,8 +50,11 @@ def exchange_over(connection: AbstractConnection) -> Exchange:
     return _ThroughConnection(connection)
 
 
-class _Direct(asyncio.Protocol):
-    """Replies are parsed as they arrive from the socket."""
+class _Direct(asyncio.BufferedProtocol):
+    """Replies are parsed as they arrive from the socket.
+
+    It has a buffer of its own: without one, each read from the socket takes and gives back 256 KiB.
+    """
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,6 +64,7 @@ class _Direct(asyncio.Protocol):
         self._parser: Any = cast(Any, hiredis).Reader(
             protocolError=InvalidResponse, replyError=_error_of
         )
+        self._buffer = memoryview(bytearray(BUFFER))
         self._replies: list[Any] = []
         self._expected = 0
         self._answered: asyncio.Future[None] | None = None
@@ -83,9 +90,12 @@ class _Direct(asyncio.Protocol):
             self._answered = None
         return self._replies
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            self._parser.feed(data)
+            self._parser.feed(self._buffer, 0, nbytes)
             while (reply := self._parser.gets(False)) is not False:
                 self._replies.append(reply)
         except Exception as error:  # noqa: BLE001 - what arrives is no reply
