@@ -117,8 +117,11 @@ class Rig:
         packing = Packing(self.keys, consumer, self.bounds)
         for commit in commits:
             write(packing, commit)
-        keys, args = packing.arguments()
-        return [answer_of(raw) for raw in self.script("commit", keys, args)]
+        return [answer_of(raw) for raw in self.script("commit", *self.arguments(packing))]
+
+    def arguments(self, packing: Packing) -> tuple[list[str], list[Any]]:
+        """Returns the arguments of a call as they are sent to a server of this kind."""
+        return packing.arguments() if self.kind == "fake" else packing.packed()
 
     def commit(self, commit: Commit, consumer: str = "me") -> Answer:
         """Applies one commit."""

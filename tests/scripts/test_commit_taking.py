@@ -15,7 +15,7 @@ def taking(rig: Rig, commit: Commit, route: Route, consumer: str = "me") -> tupl
     packing = Packing(rig.keys, consumer, rig.bounds)
     write(packing, commit)
     packing.taken_from = packing.stream(route)
-    answer, *taken = rig.script("commit", *packing.arguments())
+    answer, *taken = rig.script("commit", *rig.arguments(packing))
     return answer.decode(), taken
 
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 from stepfleet.core.commit import Route
 from stepfleet.core.plan import Plan
-from stepfleet.storage import scripts
 from stepfleet.storage.keys import GROUP, Keys
 from stepfleet.wire import Promotion, decode_public, decode_timer, decode_waiter
 from stepfleet.worker.heartbeat import JUMP_MS
-from tests.simulation.server import Server
+from tests.simulation.server import Server, arguments_of, script_name
 from tests.simulation.workload import LEASE
 
 #: Characters of a delivery id.
@@ -375,19 +374,11 @@ class Invariants:
         }
 
 
-def script_name(sha: bytes) -> str:
-    """Returns which script has this SHA."""
-    for name in scripts.PARTS:
-        if scripts.script(name).sha.encode() == sha:
-            return name
-    return ""
-
-
 def _commits(command: Sequence[bytes], reply: Sequence[bytes]) -> Iterator[Settled]:
     """Reads the arguments of `commit.lua`: its header says what they are."""
     keys = int(command[2])
     K = [b"", *command[3 : 3 + keys]]  # noqa: N806 - counted from 1, as in the script
-    A = [b"", *command[3 + keys :]]  # noqa: N806
+    A = [b"", *arguments_of(command)]  # noqa: N806
     streams, i = [""], 6
     for _ in range(int(A[5])):
         streams.append(K[int(A[i])].decode())

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import fakeredis.commands_mixins.scripting_mixin as scripting
+import msgpack
 from fakeredis import FakeServer
 from fakeredis import _msgs as msgs
 from fakeredis._commands import COMMANDS_WITH_SUB
 from fakeredis._helpers import SimpleError
 from fakeredis._socket import FakeSocket
 
+from stepfleet.storage import scripts
+
 #: Redis' clock when a simulation begins, in seconds.
 EPOCH = 1_700_000_000.0
+
+
+def script_name(sha: bytes) -> str:
+    """Returns which script has this SHA."""
+    for name in scripts.PARTS:
+        if scripts.script(name).sha.encode() == sha:
+            return name
+    return ""
+
+
+def arguments_of(command: Sequence[bytes]) -> list[bytes]:
+    """Returns the arguments of a script, which those of `commit.lua` are in one value."""
+    args = list(command[3 + int(command[2]) :])
+    return _unpacked(args[0]) if script_name(command[1]) == "commit" else args
+
+
+def _unpacked(data: bytes) -> list[bytes]:
+    """What every other server has: `cmsgpack.unpack`, here of an array of strings."""
+    return msgpack.unpackb(data, raw=True)
+
+
+def _in_lua(runtime: Any, data: bytes) -> Any:
+    return runtime.table_from(_unpacked(data))
 
 
 class _Socket(FakeSocket):
@@ -27,6 +54,8 @@ class _Socket(FakeSocket):
         function = compiled.get(script)
         if function is None:
             function = compiled[script] = runtime.compile(script)
+            unpack = partial(_in_lua, runtime)
+            runtime.globals()[b"cmsgpack"] = runtime.table_from({b"unpack": unpack})
         server._lua_current_socket[0] = self
         self._script_resp = 2
         server._lua_set_keys_argv(

@@ -37,10 +37,10 @@ from stepfleet.wire import decode_public
 from stepfleet.worker import heartbeat
 from stepfleet.worker.worker import Worker, WorkerOptions
 from tests.simulation.emphasis import LOSSES, POISON, emphasis_of
-from tests.simulation.invariants import Invariants, script_name
+from tests.simulation.invariants import Invariants
 from tests.simulation.loop import OWNER, Process, SimLoop
 from tests.simulation.network import FAIR, Network, Weather, fleet, in_a_thread
-from tests.simulation.server import EPOCH, Server
+from tests.simulation.server import EPOCH, Server, arguments_of, script_name
 from tests.simulation.workload import (
     LEASE,
     LEDGER,
@@ -905,9 +905,8 @@ def _shown(command: list[bytes]) -> str:
     """Returns a command in short, commits without their keys."""
     if command[0] != b"EVALSHA":
         return _brief(command)
-    keys = int(command[2])
     name = script_name(command[1])
-    return f"{name} {_brief(command[3 + keys :])}"
+    return f"{name} {_brief(arguments_of(command))}"
 
 
 def _brief(value: Any, limit: int = 700) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
+import msgpack
 import pytest
 from fakeredis import FakeServer
 
@@ -16,6 +17,7 @@ from stepfleet.errors import StoreRefused
 from stepfleet.storage import words
 from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import Keys
+from stepfleet.storage.link import pack
 from stepfleet.storage.packing import Packing
 from stepfleet.storage.run_store import RunStore, answer_of
 from stepfleet.storage.scripts import PARTS, script
@@ -217,6 +219,12 @@ COMMITS: dict[str, list[Commit]] = {
 }
 
 
+class Text(str):
+    """A text of a class of its own."""
+
+    __slots__ = ()
+
+
 def packed(commits: list[Commit]) -> tuple[list[str], list[Any]]:
     packing = Packing(Keys("golden"), "consumer", Bounds())
     for commit in commits:
@@ -239,6 +247,35 @@ def test_a_commit_has_the_arguments_that_its_layout_promises(name: str) -> None:
         "the arguments of commit.lua changed. If that is meant: say it in the header of commit.lua, raise "
         f"LAYOUT, and write the new arguments to tests/golden/commit/v{LAYOUT + 1}, the old ones removed"
     )
+
+
+@pytest.mark.parametrize("name", COMMITS)
+def test_the_arguments_go_as_one_value_that_has_all_of_them_as_text(name: str) -> None:
+    packing = Packing(Keys("golden"), "consumer", Bounds())
+    for commit in COMMITS[name]:
+        write(packing, commit)
+    keys, args = packing.arguments()
+    assert packing.packed()[0] == keys
+    (value,) = packing.packed()[1]
+    texts = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
+    assert msgpack.unpackb(cast(bytes, value), raw=True) == texts
+
+
+@pytest.mark.parametrize(("given", "sent"), [(1.5, b"1.5"), (Text("a"), b"a"), (1.0, b"1.0")])
+def test_an_unusual_argument_goes_as_it_would_by_itself(given: Any, sent: bytes) -> None:
+    packing = Packing(Keys("golden"), "consumer", Bounds())
+    packing.args += ("run", given)
+    (value,) = packing.packed()[1]
+    assert msgpack.unpackb(cast(bytes, value), raw=True)[-2:] == [b"run", sent]
+    assert pack(("run", given)).split(b"\r\n")[-2] == sent
+
+
+@pytest.mark.parametrize("given", [None, True, ["a"], {"a": 1}, "\ud800"])
+def test_what_redis_cannot_be_told_is_refused_before_it_is_sent(given: Any) -> None:
+    packing = Packing(Keys("golden"), "consumer", Bounds())
+    packing.args += ("run", given)
+    with pytest.raises((TypeError, ValueError)):
+        packing.packed()
 
 
 def test_every_fence_expectation_and_word_is_in_a_golden_commit() -> None:

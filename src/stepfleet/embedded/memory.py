@@ -81,6 +81,9 @@ def _set(future: asyncio.Future[None]) -> None:
 class MemoryLink(Link):
     """A connection to a server in this process."""
 
+    #: fakeredis has no cmsgpack.
+    unpacks = False
+
     def __init__(self, server: FakeServer, bell: Bell, name: str) -> None:
         super().__init__(lambda: _connection(server), name="")
         self._writes_bell = bell

@@ -82,6 +82,9 @@ class Link:
     nothing can be read from the old connection any more.
     """
 
+    #: Whether scripts can take one msgpack value apart there.
+    unpacks = True
+
     def __init__(self, connect: Callable[[], AbstractConnection], *, name: str = "") -> None:
         self._connect = connect
         self._name = name

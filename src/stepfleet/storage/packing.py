@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import msgpack
+
 from stepfleet.core.commit import Route
 from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import GROUP, SYSTEM, Keys
 from stepfleet.storage.link import Arg
+
+#: Of the older format, which knows bytes only: that is what Redis' Lua calls strings.
+_pack: Final[Callable[[list[Arg]], bytes]] = (
+    cast(Any, msgpack).Packer(use_bin_type=False, autoreset=True).pack
+)
+_USUAL: Final = frozenset({str, bytes, int})
+
+
+def _told(arg: Arg) -> Arg:
+    """Return an argument as it would be sent by itself."""
+    if isinstance(arg, str | bytes):
+        return arg
+    if type(arg) is int or type(arg) is float:
+        return str(arg)
+    raise TypeError(f"{arg!r} cannot be an argument of a script")
 
 
 class Packing:
@@ -39,6 +59,17 @@ class Packing:
             len(self._rows),
         ]
         return list(self.index), head + self._row_args + self.args
+
+    def packed(self) -> tuple[list[str], list[Arg]]:
+        """Return KEYS, and ARGV as one msgpack array of strings, as `commit.lua` takes it as well.
+
+        Raises:
+            TypeError, ValueError: it holds something that Redis cannot be told.
+        """
+        keys, args = self.arguments()
+        if not _USUAL.issuperset(map(type, args)):
+            args = list(map(_told, args))
+        return keys, [_pack([str(one) if type(one) is int else one for one in args])]
 
     def key(self, name: str) -> int:
         """Return the index of a key."""

@@ -9,7 +9,7 @@ from stepfleet.core.commit import Answer, Commit, Route
 from stepfleet.errors import ConnectionLost
 from stepfleet.storage.bounds import Bounds
 from stepfleet.storage.keys import Keys
-from stepfleet.storage.link import Link, pack
+from stepfleet.storage.link import Arg, Link, pack
 from stepfleet.storage.packing import Packing
 from stepfleet.storage.scripts import script
 from stepfleet.storage.words import write
@@ -64,12 +64,12 @@ class RunStore:
             packing.taken_from = packing.stream(route)
             answers = await self._taking(taker, route, packing)
         else:
-            answers = await self.link.script(script("commit"), *packing.arguments())
+            answers = await self.link.script(script("commit"), *self._arguments(packing))
         return [APPLIED if raw == b"applied" else answer_of(raw) for raw in answers]
 
     async def _taking(self, taker: Taker, route: Route, packing: Packing) -> list[Any]:
         try:
-            answer, *taken = await self.link.script(script("commit"), *packing.arguments())
+            answer, *taken = await self.link.script(script("commit"), *self._arguments(packing))
         except ConnectionLost:
             taker.missed()
             raise
@@ -85,8 +85,11 @@ class RunStore:
         """
         packing = Packing(self.keys, self.consumer, self.bounds)
         write(packing, commit)
-        keys, args = packing.arguments()
+        keys, args = self._arguments(packing)
         pack((*keys, *args))
+
+    def _arguments(self, packing: Packing) -> tuple[list[str], list[Arg]]:
+        return packing.packed() if self.link.unpacks else packing.arguments()
 
 
 def answer_of(raw: bytes) -> Answer:

@@ -13,6 +13,7 @@
 --       under the same ceiling, and their keys;
 --       per commit: length, run, open, keys (indexes), run id, fence and its arguments, number of expectations,
 --       expectations, words.
+--       All of it comes as one msgpack array of strings where the server has cmsgpack (fakeredis has not).
 -- Returns one answer per commit, checked in this order:
 --       gone         not mine, or already committed: drop everything
 --       exists       (new run) the id is taken by a start with other arguments
