@@ -50,7 +50,7 @@ ROUNDS: Final = 8
 #: included.
 MOST_TRIPS: Final = 0.1
 #: Objects of a run that was started, which Python's garbage collector looks at, with its handler.
-MOST_OBJECTS: Final = 9
+MOST_OBJECTS: Final = 6
 STEPS: Final = 3
 
 
