@@ -67,6 +67,8 @@ def test_a_worker_with_other_work_takes_nothing() -> None:
 class Lost:
     """A connection whose answers do not come."""
 
+    unpacks = True
+
     async def script(self, *_: Any) -> Any:
         raise ConnectionLost("reset")
 
