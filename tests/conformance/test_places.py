@@ -19,7 +19,7 @@ from stepfleet.storage.consumer import Consumer
 from stepfleet.storage.keys import GROUP
 from stepfleet.storage.reader import ENDS, RunReader
 from stepfleet.storage.run_store import RunStore
-from stepfleet.worker import processor
+from stepfleet.worker import effects, processor
 from stepfleet.worker import worker as worker_module
 from stepfleet.worker.hand_back import RETURNED
 from stepfleet.worker.pace import Paces
@@ -304,7 +304,7 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its
 
 
 async def test_what_a_step_makes_of_a_write_that_came_too_late_ends_no_run(
-    fleet: Place, caplog: pytest.LogCaptureFixture
+    fleet: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
     stream = fleet.keys.stream("Flow", "StartEvent", "work")
@@ -327,6 +327,8 @@ async def test_what_a_step_makes_of_a_write_that_came_too_late_ends_no_run(
         await fleet.call("XCLAIM", stream, GROUP, consumer, 0, entry, "JUSTID")
         return before
 
+    # Else the worker may learn of the thief before the step writes.
+    monkeypatch.setattr(effects, "ARM_AFTER", 600.0)
     await fleet.add_worker(Flow(), lease=timedelta(seconds=3), sweep=timedelta(seconds=0.1))
     async with asyncio.timeout(2 * SOON):
         assert await (await fleet.client.start(Flow)) == 2
