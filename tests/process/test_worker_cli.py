@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from stepfleet import Client
+from stepfleet.cli import serving
 from stepfleet.cli.exits import run_program
 from stepfleet.cli.probe import judge
 from stepfleet.cli.worker import PROGRAM, command
@@ -740,6 +741,28 @@ async def test_the_health_file_is_fresh_while_the_event_loop_turns(
     program.send()
     assert program.code() == 0
     assert not path.exists()
+
+
+async def test_the_health_file_is_never_there_before_the_worker_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    touch = Path.touch
+
+    def noted(path: Path) -> None:
+        made.append(path)
+        touch(path)
+
+    monkeypatch.setattr(Path, "touch", noted)
+    health = tmp_path / "health"
+    touch(health)  # by an earlier process
+    ready = asyncio.Event()
+    async with serving._health(health, Worker(memory_fleet("slow"), {}), ready):
+        assert not health.exists()
+        assert health not in made
+        ready.set()
+        await eventually(health.exists, PATIENCE)
+    assert not health.exists()
 
 
 class Hands(Clock):

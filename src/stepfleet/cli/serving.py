@@ -269,12 +269,18 @@ def _touch(path: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what an earlier process has left, and so find out whether one can write here."""
+    """Remove what an earlier process has left, and find out whether one can write here.
+
+    Not by the file itself: whoever looks for it would find it before the worker is ready.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        path.touch()
-        path.unlink()
+        path.unlink(missing_ok=True)
+        beside.touch()
+        beside.unlink()
     except OSError as error:
-        raise SettingsError(f"the health file cannot be written: {error}") from error
+        reason = OSError(error.errno, error.strerror, os.fspath(path))
+        raise SettingsError(f"the health file cannot be written: {reason}") from error
 
 
 def _remove(path: Path) -> None:
