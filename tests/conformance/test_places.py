@@ -281,6 +281,70 @@ async def test_a_suspect_that_waited_for_a_run_goes_on_when_no_other_suspect_run
     assert [await parent, await other] == ["parent", "other"]
 
 
+async def test_a_suspect_that_stops_waiting_for_a_run_goes_on_when_no_other_suspect_runs(
+    fleet: Place,
+) -> None:
+    gates = {name: asyncio.Event() for name in ("child", "other", "stop")}
+    ran: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            ran.append(ev.name)
+            if ev.name == "parent":
+                waiting = asyncio.create_task(Flow().run(name="child").stop_event_result())
+                await gates["stop"].wait()
+                waiting.cancel()
+                await asyncio.wait([waiting])
+                ran.append("parent goes on")
+            elif ev.name in gates:
+                await gates[ev.name].wait()
+            return StopEvent(result=ev.name)
+
+    parent, other = await two_suspects(fleet, Flow)
+    await eventually(lambda: sorted(ran) == ["child", "other", "parent"], SOON)
+    for gate in ("child", "stop"):  # it waits for the other one, and then for nothing any more
+        gates[gate].set()
+        for number in range(5):
+            await (await fleet.client.start(Flow, name=f"{number}"))
+        assert "parent goes on" not in ran
+    gates["other"].set()
+    assert [await parent, await other] == ["parent", "other"]
+
+
+async def test_what_was_lost_is_handed_back_with_its_count_although_it_waits_for_a_run(
+    fleet: Place,
+) -> None:
+    """Else one that kills its workers would be new whenever one of them is stopped."""
+    gates = {"child": asyncio.Event(), "other": asyncio.Event()}
+    ran: list[str] = []
+    stream = fleet.keys.stream("Flow", "StartEvent", "work")
+    flow = with_a_child(ran, gates)
+
+    async def counts() -> list[int]:
+        return [row[3] for row in await fleet.call("XPENDING", stream, GROUP, "-", "+", 9)]
+
+    async def is_lent() -> bool:
+        return await counts() == [2, 1]  # what a death adds brings it to where it was
+
+    parent = await fleet.client.start(flow, name="parent")
+    await lose(fleet, stream, times=2)
+    leaving = await fleet.add_worker(
+        flow(),
+        lease=timedelta(seconds=3),
+        sweep=timedelta(seconds=0.1),
+        drain_timeout=timedelta(0),
+    )
+    await eventually(lambda: "child" in ran, SOON)
+    await eventually(is_lent, SOON)
+    leaving.stop()
+    await fleet.has_left(leaving)
+    assert await counts() == [3, 1]
+    gates["child"].set()
+    await fleet.add_worker(flow(), sweep=timedelta(seconds=0.1))
+    assert await parent == "parent"
+
+
 async def test_a_suspect_that_waited_for_a_run_goes_on_behind_one_that_is_on_its_way(
     fleet: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

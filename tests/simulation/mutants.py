@@ -8,15 +8,17 @@ the right code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
+from stepfleet import remote_run
 from stepfleet.core.commit import Answer, Commit, EffectFence, EntryFence, Word
 from stepfleet.errors import ConnectionLost
+from stepfleet.parents import Parent
 from stepfleet.storage import run_store, scripts
 from stepfleet.storage.committer import Committer, Subjects
 from stepfleet.storage.keys import GROUP
@@ -133,6 +135,20 @@ def _gives_up(lost: Callable[[Commit], bool]) -> Callable[[Any], Any]:
 
 async def _nothing(self: Any, **_: Any) -> None:
     """Stands for what is forgotten."""
+
+
+@asynccontextmanager
+async def _waiting_to_the_end(parent: Parent | None) -> AsyncGenerator[None]:
+    """Lends a slot for a wait, and forgets what goes on when that is given up."""
+    if parent is None:
+        yield
+        return
+    parent.waits()
+    try:
+        yield
+    finally:
+        parent.waits_no_more()
+    await parent.goes_on()
 
 
 def _never_saves_unlocked(save: Any) -> Any:
@@ -400,6 +416,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "if left > 0 then take(s, row, consumer[1], how) end",
             )
         ],
+    ),
+    Mutant(
+        "a step that gives up waiting for a run counts as one that waits for it",
+        python=[(remote_run, "waiting", lambda _: _waiting_to_the_end)],
     ),
     Mutant(
         "what Redis has lost of a step's effects is not missed when the step is settled",

@@ -167,7 +167,9 @@ class Simulation:
     def _poison(self, chosen: Random) -> None:
         """Makes a job of a run one that kills its workers; another run has innocent ones beside it."""
         number = chosen.randrange(len(self.runs))
-        poisoned = self.runs[number] = self.runs[number].poisoned(chosen)
+        # Some wait before for a run, but not to its end.
+        leaves = [["leave", 0.3]] if self._part("leave").random() < 0.3 else []
+        poisoned = self.runs[number] = self.runs[number].poisoned(chosen, *leaves)
         self.runs.append(innocent_run(chosen, len(self.runs), poisoned.starts))
         self.ledger.crash = self._crash
 

@@ -186,6 +186,8 @@ async def _carry_out(ctx: Context[Any], ev: Job, attempt: int, flow: Workflow) -
                 await _crash(argument)
             case "child":
                 await _call(ctx, flow, argument)
+            case "leave":
+                await _call_and_leave(flow, argument)
             case _:
                 _tell(ctx, ev, word, argument)
     return answers
@@ -206,6 +208,13 @@ async def _call(ctx: Context[Any], flow: Workflow, seconds: float) -> None:
     found = await flow.run(start_event=Begin(jobs=[[["sleep", seconds]]]))
     if found != [[[[0]], []]]:
         LEDGER.get().violated("D2", f"{ctx.run_id}: its child came to {found}")
+
+
+async def _call_and_leave(flow: Workflow, seconds: float) -> None:
+    """Awaits a run of the same workflow, but not to its end."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await flow.run(start_event=Begin(jobs=[[["sleep", 10 * seconds]]]))
 
 
 def _tell(ctx: Context[Any], ev: Job, word: str, argument: Any) -> None:
@@ -422,15 +431,15 @@ class RunPlan:
             endings.add("timed_out")
         return endings
 
-    def poisoned(self, random: Random) -> RunPlan:
-        """Returns this run with a job that kills whatever runs it, and no other end."""
+    def poisoned(self, random: Random, *before: list[Any]) -> RunPlan:
+        """Returns this run with a job that does this, kills whatever runs it, and no other end."""
         plain = self._without({"ask"})
         jobs = [list(ops) for ops in plain.begin.jobs]
         ops = random.choice((jobs[0], random.choice(jobs)))
         # What is sent before it is sent again by the continuation, so nothing is.
         first = [at for at, (word, _) in enumerate(ops) if word in ("side", "parts", "list")]
         at = random.choice((0, random.randint(0, min(first, default=len(ops)))))
-        ops.insert(at, ["poison", random.choice((0.0, 0.3, 0.5, 1.0))])
+        ops[at:at] = [*before, ["poison", random.choice((0.0, 0.3, 0.5, 1.0))]]
         # Innocent ones, which are under way when it kills.
         jobs += [[["sleep", 1.0]] for _ in range(3)]
         begin = plain.begin.model_copy(update={"jobs": jobs})

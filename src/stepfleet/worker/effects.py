@@ -136,16 +136,17 @@ class Effects:
         if held.execution is not None:
             self.send(held.execution)
         held.armed = True
-        # Whoever dies meanwhile is not killed by this step, so what counts against it is forgotten.
-        self._put(held, lent_words(held.delivery, times=1, age_ms=self._age_ms(held)), answered)
+        # Whoever dies meanwhile is not killed by this step: counted for that, it has what it had.
+        times = max(1, held.delivery.deliveries - 1)
+        self._put(held, lent_words(held.delivery, times=times, age_ms=self._age_ms(held)), answered)
 
     async def recount(self, held: Held) -> None:
         """Let what counted against a step before it waited count again."""
-        delivery = held.delivery
-        recount = Recount(delivery.route, delivery.entry, delivery.deliveries)
-        fence = EffectFence(delivery.route, delivery.entry)
-        answer = await self._committer.commit(Commit(delivery.run_id, fence, [recount]))
-        self.answered(held, answer)
+        self.answered(held, await self._committer.commit(_recounted(held.delivery)))
+
+    def recount_soon(self, held: Held) -> None:
+        """The same for a step that is about to be handed back: whoever takes it counts nothing."""
+        self._committer.put(_recounted(held.delivery))
 
     def answered(self, held: Held, answer: Answer | StoreError) -> None:
         """End an execution of which Redis says that its delivery is not here any more."""
@@ -205,6 +206,11 @@ class Effects:
 
     def _age_ms(self, held: Held) -> int:
         return int((self._clock.steady() - held.started) * 1000)
+
+
+def _recounted(delivery: Delivery) -> Commit:
+    recount = Recount(delivery.route, delivery.entry, delivery.deliveries)
+    return Commit(delivery.run_id, EffectFence(delivery.route, delivery.entry), [recount])
 
 
 def _early(

@@ -642,8 +642,17 @@ class Processor:
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again, as soon as it may run beside others."""
         held.waits = False
-        if held.delivery.deliveries == 1 or held.cancelled:
-            return
+        stopped: asyncio.CancelledError | None = None
+        while held.delivery.deliveries > 1 and not held.cancelled:
+            try:
+                await self._count_again(held)
+                break
+            except asyncio.CancelledError as error:
+                stopped = error  # by its step, which goes on all the same
+        if stopped is not None:
+            raise stopped
+
+    async def _count_again(self, held: Held) -> None:
         async with self.suspects.on_their_way:
             self.suspects.add(held)
         if held.execution is None or not held.execution.lock:
@@ -668,6 +677,8 @@ class Processor:
     def drop_all(self, why: str) -> None:
         """Cancel everything without settling it: it belongs to others, or is handed back."""
         for held in list(self._held.values()):
+            if why == "drain" and held.lent and held.delivery.deliveries > 1:
+                self._effects.recount_soon(held)
             self._abandon(held, why)
 
     def _abandon(self, held: Held, why: str) -> None:
