@@ -312,6 +312,31 @@ async def test_a_suspect_that_stops_waiting_for_a_run_goes_on_when_no_other_susp
     assert [await parent, await other] == ["parent", "other"]
 
 
+async def test_a_loop_that_ends_does_not_wait_for_a_step_that_waits_for_its_turn(
+    fleet: Place,
+) -> None:
+    gates = {"child": asyncio.Event(), "other": asyncio.Event()}
+    ran: list[str] = []
+
+    def waits() -> list[asyncio.Task[Any]]:
+        return [one for one in asyncio.all_tasks() if one.get_name() == "stepfleet-count-again"]
+
+    parent, other = await two_suspects(fleet, with_a_child(ran, gates))
+    await eventually(lambda: sorted(ran) == ["child", "other", "parent"], SOON)
+    gates["child"].set()
+    await eventually(waits, SOON)
+    ((worker, _),) = fleet.workers
+    (of_parent,) = [one for one in worker.processor.running if one.delivery.run_id == parent.run_id]
+    assert of_parent.task is not None
+    ends = [*waits(), of_parent.task]
+    for task in ends:  # as `asyncio.run` does at its end
+        task.cancel()
+    await asyncio.wait(ends, timeout=SOON)
+    assert all(task.cancelled() for task in ends)
+    gates["other"].set()
+    assert [await parent, await other] == ["parent", "other"]
+
+
 async def test_what_was_lost_is_handed_back_with_its_count_although_it_waits_for_a_run(
     fleet: Place,
 ) -> None:

@@ -642,13 +642,19 @@ class Processor:
     async def go_on(self, held: Held) -> None:
         """Let what counted against a step before it waited count again, as soon as it may run beside others."""
         held.waits = False
+        if held.delivery.deliveries == 1 or held.cancelled:
+            return
+        # A task of its own: when a step stops waiting, it goes on all the same; when the loop ends, this does.
+        counting = asyncio.create_task(self._count_again(held), name="stepfleet-count-again")
         stopped: asyncio.CancelledError | None = None
-        while held.delivery.deliveries > 1 and not held.cancelled:
+        while not counting.done():
             try:
-                await self._count_again(held)
-                break
+                await asyncio.wait([counting])
             except asyncio.CancelledError as error:
-                stopped = error  # by its step, which goes on all the same
+                stopped = error
+                if held.cancelled:
+                    counting.cancel()
+        counting.result()
         if stopped is not None:
             raise stopped
 
