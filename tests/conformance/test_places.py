@@ -312,6 +312,36 @@ async def test_a_suspect_that_stops_waiting_for_a_run_goes_on_when_no_other_susp
     assert [await parent, await other] == ["parent", "other"]
 
 
+async def test_what_a_step_leaves_behind_that_waits_for_a_run_keeps_no_suspect_from_running(
+    fleet: Place,
+) -> None:
+    left: list[asyncio.Task[Any]] = []
+    stream = fleet.keys.stream("Flow", "StartEvent", "work")
+
+    async def is_lent() -> bool:
+        rows = await fleet.call("XPENDING", stream, GROUP, "-", "+", 1)
+        return rows[0][3] == 2
+
+    class Flow(Workflow):
+        @step
+        async def work(self, ev: StartEvent) -> StopEvent:
+            if ev.name == "child":
+                await asyncio.Event().wait()
+            if ev.name == "parent":
+                left.append(asyncio.create_task(Flow().run(name="child").stop_event_result()))
+                await eventually(is_lent, SOON)
+            return StopEvent(result=ev.name)
+
+    parent, other = await two_suspects(fleet, Flow)
+    async with asyncio.timeout(2 * SOON):
+        assert await parent == "parent"
+        await asyncio.wait(left)  # the end of its parent has cancelled the child
+        assert await other == "other"
+    ((worker, _),) = fleet.workers
+    await eventually(lambda: not worker.processor.held, SOON)
+    assert worker.processor.suspects.takes_suspect
+
+
 async def test_a_loop_that_ends_does_not_wait_for_a_step_that_waits_for_its_turn(
     fleet: Place,
 ) -> None:

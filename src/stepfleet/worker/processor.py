@@ -660,6 +660,8 @@ class Processor:
 
     async def _count_again(self, held: Held) -> None:
         async with self.suspects.on_their_way:
+            if self._held.get((held.delivery.route, held.delivery.entry)) is not held:
+                return  # settled meanwhile: what its step has left behind runs on its own account
             self.suspects.add(held)
         if held.execution is None or not held.execution.lock:
             await self.suspects.turn(held)
