@@ -12,8 +12,12 @@ import contextlib
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple
+
+import msgpack
+
+from stepfleet.storage.scripts import script
 
 #: What becomes of a command or a reply: "close" ends its connection, "silence" leaves it open and
 #: dead as one whose peer is gone. Losing one reply and nothing behind it is what TCP never does.
@@ -36,6 +40,13 @@ class Exchange(NamedTuple):
     def brings_work(self) -> bool:
         """Whether it is a reply of a read with entries in it."""
         return self.words[0] == b"XREADGROUP" and self.reply.startswith(b"*") and not self.is_empty
+
+    @property
+    def arguments(self) -> Sequence[bytes]:
+        """Those of a command; those of a commit, which go as one value, one by one."""
+        if self.words[0] == b"EVALSHA" and self.words[1].decode() == script("commit").sha:
+            return msgpack.unpackb(self.words[-1], raw=True)
+        return self.words[1:]
 
     @property
     def is_empty(self) -> bool:

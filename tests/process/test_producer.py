@@ -131,7 +131,8 @@ async def test_a_store_of_an_ended_run_is_edited_once_when_the_answer_is_lost(
 
         def lose(exchange: Exchange) -> Order:
             # the answer to what saves the edit; what takes the lock comes before
-            if b"amend" not in exchange.words or b"locked" not in exchange.words or lost:
+            arguments = exchange.arguments
+            if b"amend" not in arguments or b"locked" not in arguments or lost:
                 return "forward"
             lost.append(exchange.words[0])
             return "close"

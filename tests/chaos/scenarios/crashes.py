@@ -108,7 +108,7 @@ def _gets_work(exchange: Exchange) -> bool:
 
 def _commits(exchange: Exchange) -> bool:
     # the fence of a commit that settles a delivery; early effects have another one
-    return exchange.connection == COMMITS and b"entry" in exchange.words
+    return exchange.connection == COMMITS and b"entry" in exchange.arguments
 
 
 class Point(NamedTuple):
