@@ -86,10 +86,11 @@ class Histories(RuleBasedStateMachine):
     """One history."""
 
     client: Any = None
+    kind = ""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rig = Rig(self.client, "")
+        self.rig = Rig(self.client, self.kind)
         self.rig.bounds = Bounds()
         self.model = Model()
         self.names = itertools.count(1)
@@ -490,11 +491,11 @@ def _texts(raw: list[bytes]) -> list[str]:
     return [name.decode() for name in raw]
 
 
-def check(client: Any, *, examples: int, steps: int) -> None:
+def check(client: Any, kind: str, *, examples: int, steps: int) -> None:
     class Here(Histories):
         pass
 
-    Here.client = client
+    Here.client, Here.kind = client, kind
     run_state_machine_as_test(
         Here,
         settings=settings(
@@ -508,12 +509,12 @@ def check(client: Any, *, examples: int, steps: int) -> None:
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 def test_short_histories_keep_the_invariants(kind: str, server_urls: dict[str, str]) -> None:
     with cast(Any, redis.Redis).from_url(server_urls[kind], protocol=2) as client:
-        check(client, examples=12, steps=25)
+        check(client, kind, examples=12, steps=25)
 
 
 def test_short_histories_keep_the_invariants_in_memory() -> None:
     client = cast(Any, FakeRedis)(server=FakeServer(version=(7,)), protocol=2)
-    check(client, examples=4, steps=15)
+    check(client, "fake", examples=4, steps=15)
     client.close()
 
 
@@ -522,12 +523,12 @@ def test_short_histories_keep_the_invariants_in_memory() -> None:
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 def test_long_histories_keep_the_invariants(kind: str, server_urls: dict[str, str]) -> None:
     with cast(Any, redis.Redis).from_url(server_urls[kind], protocol=2) as client:
-        check(client, examples=150, steps=80)
+        check(client, kind, examples=150, steps=80)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_long_histories_keep_the_invariants_in_memory() -> None:
     client = cast(Any, FakeRedis)(server=FakeServer(version=(7,)), protocol=2)
-    check(client, examples=20, steps=40)
+    check(client, "fake", examples=20, steps=40)
     client.close()
